@@ -1,0 +1,23 @@
+"""Axolotl's trainer with the triplet loss under it."""
+
+from typing import Any, ClassVar
+
+from axolotl.core.trainers.base import AxolotlTrainer
+
+from axolotl_tspin.trainer import TripletTrainer
+
+
+class TSpinTrainer(AxolotlTrainer, TripletTrainer):
+    """AxolotlTrainer, in whose method resolution order TripletTrainer stands where Trainer stood.
+
+    Optimizers, schedulers, samplers, checkpoints, token counts and logging stay Axolotl's; what
+    they pass on to Trainer (compute_loss, prediction_step, log) reaches TripletTrainer first.
+    """
+
+    tag_names: ClassVar[list[str]] = ["axolotl", "t-spin"]
+    reports_token_perplexity = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Axolotl 0.19 unsets it when the model's forward does not name num_items_in_batch.
+        self.model_accepts_loss_kwargs = True

@@ -1,0 +1,62 @@
+"""From the rows of a tokenised triplet data set to a batch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.layouts import TripletTokens, pad_triplets
+from axolotl_tspin.logps import IGNORE_INDEX
+
+
+def triplet_tokens(row: dict[str, Any]) -> TripletTokens:
+    """Read one row as the dataset strategies leave it.
+
+    `input_ids` holds prompt and annotated response, `labels` the same with −100 on the prompt
+    (the two columns that Axolotl's own filters need); `synthetic_ids` and `proto_synthetic_ids`
+    hold the other responses.
+    """
+    input_ids, labels = row["input_ids"], row["labels"]
+    prompt_length = sum(label == IGNORE_INDEX for label in labels)
+    return TripletTokens(
+        prompt=input_ids[:prompt_length],
+        annotated=input_ids[prompt_length:],
+        synthetic=row["synthetic_ids"],
+        proto_synthetic=row["proto_synthetic_ids"],
+    )
+
+
+@dataclass
+class TripletCollator:
+    """Collates rows of triplets; `padding` and `return_tensors` are Axolotl's and always the same.
+
+    Raises:
+        TSpinError: the tokenizer has no pad token, or a row is not a triplet.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    padding: bool = True
+    pad_to_multiple_of: int | None = None
+    return_tensors: str = "pt"
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.pad_token_id is None:
+            raise TSpinError(
+                "the tokenizer has no pad token; name one in the YAML: special_tokens: "
+                "{pad_token: <a token of the vocabulary>}"
+            )
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        missing = {"input_ids", "labels", "synthetic_ids", "proto_synthetic_ids"} - set(rows[0])
+        if missing:
+            raise TSpinError(
+                f"a row of the training data has no {', '.join(sorted(missing))}: every data set "
+                "of a t_spin run needs a `type: t_spin.<strategy>`"
+            )
+        return pad_triplets(
+            [triplet_tokens(row) for row in rows],
+            pad_token_id=self.tokenizer.pad_token_id,
+            pad_to_multiple_of=self.pad_to_multiple_of or 1,
+        )

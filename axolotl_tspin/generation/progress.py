@@ -1,0 +1,70 @@
+"""What a person sees of the sampling: rows, tokens per second, time left."""
+
+import time
+from typing import Self
+
+from axolotl.utils.logging import get_logger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+LOG = get_logger(__name__)
+SECONDS_BETWEEN_LOGS = 30.0
+
+
+class Progress:
+    """A progress bar on a terminal, a line every half minute in a log.
+
+    Args:
+        total: rows in all.
+        done: rows that an earlier call sampled.
+    """
+
+    def __init__(self, total: int, done: int = 0) -> None:
+        self._total = total
+        self._done = self._start_done = done
+        self._tokens = 0
+        self._started = self._logged = time.monotonic()
+        self._console = Console(stderr=True)
+        self._bar = RichProgress(
+            TextColumn("sampling"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("rows  {task.fields[rate]:.0f} tokens/s "),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("sampling", total=total, completed=done, rate=0.0)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+        self._log()
+
+    def advance(self, rows: int, tokens: int) -> None:
+        """Count a batch of sampled rows and their tokens."""
+        self._done += rows
+        self._tokens += tokens
+        self._bar.update(self._task, advance=rows, rate=self._rate())
+        if not self._console.is_terminal and time.monotonic() - self._logged > SECONDS_BETWEEN_LOGS:
+            self._log()
+
+    def _rate(self) -> float:
+        return self._tokens / max(time.monotonic() - self._started, 1e-9)
+
+    def _log(self) -> None:
+        self._logged = time.monotonic()
+        sampled = self._done - self._start_done
+        elapsed = self._logged - self._started
+        left = (self._total - self._done) * elapsed / sampled if sampled else 0.0
+        LOG.info(
+            "T-SPIN: %s of %s rows sampled, %.0f tokens/s, %.0f s left",
+            self._done,
+            self._total,
+            self._rate(),
+            left,
+        )

@@ -1,0 +1,62 @@
+"""The figures of a triplet batch, under TRL's metric names, and their running means."""
+
+import torch
+from torch import Tensor
+
+from axolotl_tspin.layouts import RESPONSES
+from axolotl_tspin.loss import TripletLoss
+
+
+def triplet_metrics(
+    losses: TripletLoss, logps: Tensor, counts: Tensor, alpha: float
+) -> dict[str, Tensor]:
+    """Every metric of a batch of B triplets, each (B,), float32, detached.
+
+    Args:
+        losses: what `t_spin_loss` returned.
+        logps: (B, 3) sums of log-probabilities in nats, in the order of `RESPONSES`.
+        counts: (B, 3) response token counts.
+        alpha: the loss's α: rewards are α·log π (section 3 of the paper).
+    """
+    per_token = logps / counts.clamp(min=1)
+    current, historical = losses.current_advantage, losses.historical_advantage
+    metrics = {
+        "loss/current": losses.current,
+        "loss/historical": losses.historical,
+        "rewards/margins": alpha * current,
+        "rewards/accuracies": current > 0,
+        "rewards/historical_margins": alpha * historical,
+        "rewards/historical_accuracies": historical > 0,
+        "advantages/current": current,
+        "advantages/historical": historical,
+    }
+    for index, name in enumerate(RESPONSES):
+        metrics[f"rewards/{name}"] = alpha * logps[:, index]
+        metrics[f"logps/{name}"] = logps[:, index]
+        metrics[f"logps/{name}_per_token"] = per_token[:, index]
+    return {name: value.detach().float() for name, value in metrics.items()}
+
+
+class RunningMeans:
+    """Means over all triplets added since the last reset, kept on the device as sums."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._totals: Tensor | None = None
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Add one value a triplet for every metric; all (B,), the same names each time."""
+        self._names = list(metrics)
+        values = torch.stack([*metrics.values(), torch.ones_like(next(iter(metrics.values())))])
+        totals = values.double().sum(dim=1)
+        self._totals = totals if self._totals is None else self._totals + totals
+
+    def totals(self) -> Tensor | None:
+        """(metrics + 1,) float64 sums, the last the number of triplets; None when empty."""
+        return self._totals
+
+    def means(self, totals: Tensor) -> dict[str, float]:
+        """Means from totals (this process's own, or summed over ranks); resets the sums."""
+        *sums, triplets = totals.tolist()
+        self._totals = None
+        return {name: total / triplets for name, total in zip(self._names, sums, strict=True)}

@@ -1,0 +1,116 @@
+"""The Axolotl plugin: `plugins: [axolotl_tspin.TSpinPlugin]` and `rl: t_spin`."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from axolotl.integrations.base import BasePlugin
+from axolotl.utils.logging import get_logger
+from transformers import TrainerCallback
+
+from axolotl_tspin.config import ResolvedRun, TSpinConfig
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.resolve import RL_TYPE, prepare_training
+from axolotl_tspin.run_directory import RunDirectory
+
+LOG = get_logger(__name__)
+
+
+class TSpinPlugin(BasePlugin):
+    """Hooks T-SPIN into an Axolotl run; runs without `rl: t_spin` are left as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._log_history: list[dict[str, float]] = []
+        self._post_train_calls = 0
+
+    def register(self, cfg: dict) -> None:
+        if cfg.get("rl") == RL_TYPE:
+            prepare_training(cfg)
+        elif cfg.get("t_spin") and not cfg["t_spin"].get("resolved"):
+            LOG.warning("the block `t_spin` has no effect without `rl: t_spin`")
+
+    def get_input_args(self) -> str:
+        return "axolotl_tspin.args.TSpinArgs"
+
+    def get_training_args_mixin(self) -> str:
+        return "axolotl_tspin.args.TSpinTrainingArgs"
+
+    def get_training_args(self, cfg: Any) -> dict[str, Any] | None:
+        run = _settings(cfg)
+        if run is None:
+            return None
+        config, resolved = run
+        return {
+            "remove_unused_columns": False,
+            "t_spin_alpha": config.alpha,
+            "t_spin_beta": resolved.beta,
+            "t_spin_loss": config.loss,
+        }
+
+    def get_trainer_cls(self, cfg: Any) -> type | None:
+        if _settings(cfg) is None:
+            return None
+        from axolotl_tspin.axolotl_trainer import TSpinTrainer
+
+        return TSpinTrainer
+
+    def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> tuple | None:
+        if _settings(cfg) is None:
+            return None
+        from axolotl_tspin.collator import TripletCollator
+
+        return TripletCollator, {}
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        """Refuses to train what is trained (`axolotl train` alone calls this hook)."""
+        run = _settings(cfg)
+        if run and run[1].already_trained:
+            raise TSpinError(
+                f"iteration {run[1].iteration} of the run in {run[1].run_dir} is trained already: "
+                f"its policy is in {cfg.output_dir}. For further iterations raise "
+                f"`t_spin.iterations` (now {run[0].iterations}); to train this one again move its "
+                "model folder and trained.json away"
+            )
+
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
+        return [] if _settings(cfg) is None else [_KeepLogHistory(self._log_history)]
+
+    def post_train(self, cfg: Any, model: Any) -> None:
+        """Marks the iteration trained. Axolotl calls this before and after it saves the model."""
+        run = _settings(cfg)
+        if run is None:
+            return
+        self._post_train_calls += 1
+        _, resolved = run
+        if self._post_train_calls < 2 or resolved.direct or cfg.local_rank != 0:
+            return
+        assert resolved.iteration is not None
+        RunDirectory(resolved.run_dir).iteration(resolved.iteration).mark_trained(
+            {
+                "iteration": resolved.iteration,
+                "beta": resolved.beta,
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "log_history": self._log_history,
+            }
+        )
+        LOG.info("T-SPIN: iteration %s is trained", resolved.iteration)
+
+
+class _KeepLogHistory(TrainerCallback):
+    """Keeps what the trainer logged, for the iteration's record."""
+
+    def __init__(self, log_history: list[dict[str, float]]) -> None:
+        self._log_history = log_history
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._log_history[:] = state.log_history
+
+
+def _settings(cfg: Any) -> tuple[TSpinConfig, ResolvedRun] | None:
+    """The settings of a t_spin run; None for any other."""
+    block = cfg.get("t_spin")
+    if not block or not block.get("resolved"):
+        return None
+    config = TSpinConfig.model_validate(block.to_dict())
+    assert config.resolved is not None
+    return config, config.resolved

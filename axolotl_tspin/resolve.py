@@ -1,0 +1,311 @@
+"""From the YAML as the user wrote it to the YAML that Axolotl runs, for the iteration that is due.
+
+Everything here works on the raw configuration, before Axolotl validates it, and changes it in
+place. `rl: t_spin` is taken away in the process, so that a second pass changes nothing.
+"""
+
+import hashlib
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from axolotl.utils.data.shared import load_dataset_with_config
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.logging import get_logger
+from axolotl.utils.schemas.datasets import SFTDataset
+from pydantic import ValidationError
+
+from axolotl_tspin import __version__
+from axolotl_tspin.config import ResolvedRun, TSpinConfig, nearest_key_message
+from axolotl_tspin.contradictions import refuse_contradictions
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.generation.store import check_triplets
+from axolotl_tspin.run_directory import Due, Policy, RunDirectory, digest
+from axolotl_tspin.strategies import DATASET_KEYS, PUBLIC_STRATEGIES
+
+LOG = get_logger(__name__)
+
+RL_TYPE = "t_spin"
+STRATEGIES = "axolotl_tspin.strategies"
+IDENTITY_KEYS = (
+    "base_model",
+    "revision_of_model",
+    "adapter",
+    "lora_model_dir",
+    "tokenizer_config",
+    "special_tokens",
+    "tokens",
+    "added_tokens_overrides",
+    "chat_template",
+    "chat_template_jinja",
+    "chat_template_kwargs",
+    "default_system_message",
+    "eot_tokens",
+    "sequence_len",
+    "excess_length_strategy",
+    "datasets",
+    "test_datasets",
+)
+"""The keys that decide what a run's prompts, responses and policies mean."""
+
+SUBSET_KEYS = ("dataset_shard_num", "dataset_shard_idx")
+"""Axolotl's keys that take a part of the data; applied when prompts are frozen, not again."""
+
+RawConfig = MutableMapping[str, Any]
+
+
+class GenerationPlan(NamedTuple):
+    """What a generation step has to do."""
+
+    config: TSpinConfig
+    run: RunDirectory
+    due: Due
+    policy: Policy
+    initial_policy: Policy
+    identity: dict[str, Any]
+
+
+def parse_t_spin(cfg: RawConfig) -> TSpinConfig:
+    """The `t_spin` block, or its defaults; TSpinError for what is wrong in it."""
+    block = cfg.get("t_spin") or {}
+    block = block.to_dict() if isinstance(block, DictDefault) else block
+    try:
+        return TSpinConfig.model_validate(block)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(['t_spin', *map(str, e['loc'])])}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        ]
+        raise TSpinError("; ".join(problems)) from error
+
+
+def prepare_training(cfg: RawConfig) -> None:
+    """Point Axolotl at the due iteration's triplets, policy and output folder.
+
+    Raises:
+        TSpinError: the iteration has no triplets yet, the run directory belongs to another
+            configuration, or a setting contradicts T-SPIN.
+    """
+    config, run, initial, identity = _begin(cfg)
+    if not run.exists():
+        if not _have_responses(cfg, "datasets", config):
+            raise TSpinError(
+                f"nothing to train on yet: {run.path} holds no run, and the data sets do not all "
+                f"have the columns '{config.field_synthetic}' and "
+                f"'{config.field_proto_synthetic}'. Run `axolotl t-spin generate` with this YAML "
+                "first"
+            )
+        _resolve(cfg, config, "train", run, initial, config.iteration, direct=True)
+        cfg["dataset_prepared_path"] = _prepared_path(cfg, _data_files(cfg["datasets"]))
+        LOG.info("T-SPIN: training on the data sets' own responses, into %s", cfg["output_dir"])
+        return
+
+    run.check_identity(identity)
+    due = run.due(config.iterations, config.iteration)
+    iteration = run.iteration(due.iteration)
+    if due.step == "generate":
+        raise TSpinError(
+            f"iteration {due.iteration} in {run.path} has no triplets yet: run `axolotl t-spin "
+            "generate` with this YAML first. (To use an earlier iteration's policy instead, pin "
+            "it with `t_spin.iteration`)"
+        )
+    for split in run.splits():
+        check_triplets(iteration.triplets(split), run.prompts(split))
+    done = due.step == "done"
+    adapter = bool(cfg.get("adapter"))
+    policy = run.policy_after(due.iteration - (not done), initial, adapter=adapter)
+    _resolve(cfg, config, "train", run, initial, due.iteration, already_trained=done)
+    for split, key in (("train", "datasets"), ("test", "test_datasets")):
+        if split in run.splits():
+            cfg[key] = [_triplets_entry(iteration.triplets(split))]
+    for key in SUBSET_KEYS:
+        cfg.pop(key, None)
+    start_from(cfg, policy, initial)
+    cfg["output_dir"] = str(iteration.model)
+    checkpoint = iteration.last_checkpoint()
+    if checkpoint and not done and cfg.get("auto_resume_from_checkpoints") is not False:
+        cfg["resume_from_checkpoint"] = cfg.get("resume_from_checkpoint") or str(checkpoint)
+    cfg["dataset_prepared_path"] = _prepared_path(
+        cfg, [iteration.triplets(split) for split in run.splits()]
+    )
+    LOG.info(
+        "T-SPIN iteration %s of %s (beta %s)\n  triplets: %s\n  policy: %s\n  output: %s%s",
+        due.iteration,
+        config.iterations,
+        cfg["t_spin"]["resolved"]["beta"],
+        iteration.triplets("train"),
+        policy,
+        iteration.model,
+        f"\n  resumed from: {cfg['resume_from_checkpoint']}"
+        if cfg.get("resume_from_checkpoint")
+        else "",
+    )
+
+
+def prepare_generation(cfg: RawConfig) -> GenerationPlan:
+    """Point Axolotl at the annotated data and the policy that the due iteration samples from.
+
+    Raises:
+        TSpinError: as for training, or the data sets already have their responses.
+    """
+    config, run, initial, identity = _begin(cfg)
+    identity |= _data_digests([*cfg["datasets"], *(cfg.get("test_datasets") or [])])
+    if run.exists():
+        run.check_identity(identity)
+    elif _have_responses(cfg, "datasets", config):
+        raise TSpinError(
+            "nothing to generate: the data sets already have the columns "
+            f"'{config.field_synthetic}' and '{config.field_proto_synthetic}'. Run `axolotl train`"
+        )
+    due = run.due(config.iterations, config.iteration)
+    policy = run.policy_after(due.iteration - 1, initial, adapter=bool(cfg.get("adapter")))
+    _resolve(cfg, config, "generate", run, initial, due.iteration)
+    start_from(cfg, policy, initial)
+    if cfg.get("test_datasets") and _have_responses(cfg, "test_datasets", config):
+        cfg["test_datasets"] = None
+    cfg["val_set_size"] = 0
+    cfg["dataset_prepared_path"] = str(run.path / "prepared")
+    return GenerationPlan(config, run, due, policy, initial, identity)
+
+
+def start_from(cfg: RawConfig, policy: Policy, initial: Policy) -> None:
+    """Load this policy, under the initial policy's tokenizer."""
+    cfg["tokenizer_config"] = cfg.get("tokenizer_config") or initial.base_model
+    cfg["base_model"] = policy.base_model
+    if policy.adapter_dir:
+        cfg["lora_model_dir"] = policy.adapter_dir
+
+
+def _begin(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory, Policy, dict[str, Any]]:
+    """What both tasks do first: check the YAML, and take T-SPIN's own names out of it."""
+    config = parse_t_spin(cfg)
+    refuse_contradictions(cfg)
+    for key in ("base_model", "output_dir", "datasets", "sequence_len"):
+        if not cfg.get(key):
+            raise TSpinError(f"`{key}` is missing from the YAML; `rl: t_spin` needs it")
+    identity = {key: _plain(cfg.get(key)) for key in IDENTITY_KEYS}
+    for key in ("datasets", "test_datasets"):
+        for index, entry in enumerate(cfg.get(key) or []):
+            _translate_entry(entry, f"{key}[{index}]")
+    initial = Policy(cfg["base_model"], cfg.get("lora_model_dir"))
+    return config, RunDirectory(cfg["output_dir"]), initial, identity
+
+
+def _resolve(
+    cfg: RawConfig,
+    config: TSpinConfig,
+    task: str,
+    run: RunDirectory,
+    initial: Policy,
+    iteration: int | None,
+    **flags: bool,
+) -> None:
+    """Leave the outcome in `t_spin.resolved` and take `rl` away."""
+    beta = config.beta
+    if iteration == 0 and beta and not config.historical_at_iteration_0:
+        beta = 0.0
+        if task == "train":
+            LOG.info(
+                "T-SPIN: the historical term is off at iteration 0, where synthetic and "
+                "proto-synthetic responses are the same (force it with "
+                "`t_spin.historical_at_iteration_0: true`)"
+            )
+    resolved = ResolvedRun(
+        task=task,
+        iteration=iteration,
+        beta=beta,
+        initial_policy=str(initial),
+        run_dir=str(run.path),
+        **flags,
+    )
+    cfg["t_spin"] = config.model_copy(update={"resolved": resolved}).model_dump(exclude_none=True)
+    cfg.pop("rl")
+
+
+def _translate_entry(entry: RawConfig, where: str) -> None:
+    """A `datasets:` entry with the strategy's module as its type and only keys Axolotl keeps."""
+    kind = entry.get("type")
+    known = [f"t_spin.{name}" for name in PUBLIC_STRATEGIES]
+    if kind not in known:
+        raise TSpinError(
+            f"`{where}.type: {kind}` is not a type of `rl: t_spin`; it is one of {', '.join(known)}"
+        )
+    allowed = [*SFTDataset.model_fields, *DATASET_KEYS]
+    for key in entry:
+        if key not in allowed:
+            raise TSpinError(nearest_key_message(key, allowed, f"`{where}`"))
+    entry["type"] = f"{STRATEGIES}.{str(kind).removeprefix('t_spin.')}"
+    for ours, carrier in DATASET_KEYS.items():
+        if entry.get(ours) is not None:
+            entry[carrier] = entry.pop(ours)
+
+
+def _have_responses(cfg: RawConfig, key: str, config: TSpinConfig) -> bool:
+    """Whether all of the data sets already have both generated responses."""
+    for entry in cfg[key]:
+        data = load_dataset_with_config(
+            DictDefault(entry), use_auth_token=bool(cfg.get("hf_use_auth_token"))
+        )
+        names = data.column_names
+        if isinstance(names, dict):
+            names = names.get(entry.get("split") or "train") or next(iter(names.values()))
+        is_spin = entry["type"].endswith(".spin") and "generated" in names
+        if not is_spin and not {config.field_synthetic, config.field_proto_synthetic} <= set(names):
+            return False
+    return True
+
+
+def _triplets_entry(path: Path) -> DictDefault:
+    return DictDefault(
+        {
+            "path": str(path),
+            "ds_type": "parquet",
+            "split": "train",
+            "type": f"{STRATEGIES}.triplets",
+        }
+    )
+
+
+def _prepared_path(cfg: RawConfig, files: list[Path]) -> str:
+    """A folder for Axolotl's prepared data that changes whenever the rows would.
+
+    Axolotl keys prepared data by its own configuration keys alone: not by content, and not by
+    ours.
+    """
+    key = digest(
+        [
+            __version__,
+            [_plain(cfg.get(name)) for name in (*IDENTITY_KEYS, "t_spin", "val_set_size")],
+            [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files],
+        ]
+    )
+    return str(Path(cfg.get("dataset_prepared_path") or "last_run_prepared") / f"t_spin-{key}")
+
+
+def _data_files(entries: list[RawConfig]) -> list[Path]:
+    """The local files of data sets."""
+    files: list[Path] = []
+    for entry in entries:
+        named = entry.get("data_files") or []
+        for path in [entry.get("path"), *([named] if isinstance(named, str) else named)]:
+            root = Path(path or "")
+            files += sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else []
+            files += [root] if root.is_file() else []
+    return files
+
+
+def _data_digests(entries: list[RawConfig]) -> dict[str, str]:
+    """SHA-256 of every local file of the data sets."""
+    digests = {}
+    for path in _data_files(entries):
+        with open(path, "rb") as file:
+            digests[f"data file {path}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, DictDefault):
+        return value.to_dict()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,235 @@
+"""The run directory (`output_dir`): what it holds, and which step its contents say is due.
+
+    t_spin.json                      what the run is: its configuration's identity, versions
+    prompts/train.parquet            the annotated data as token ids, frozen at the first step
+    iteration_0/
+        responses/train/*.parquet    sampled responses, shard by shard
+        triplets/train.parquet       complete triplets; its existence ends the generation step
+        model/                       Axolotl's output folder: checkpoints and the trained policy
+        trained.json                 its existence ends the training step
+
+`test` stands beside `train` where the YAML has `test_datasets`. No torch, no axolotl.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from axolotl_tspin.errors import TSpinError
+
+FORMAT = 1
+SPLITS = ("train", "test")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+class Due(NamedTuple):
+    """The iteration and the step that a run directory's contents call for."""
+
+    iteration: int
+    step: Literal["generate", "train", "done"]
+
+
+class Policy(NamedTuple):
+    """Where a policy's weights are: a model, and the adapter on it if there is one."""
+
+    base_model: str
+    adapter_dir: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.base_model} + {self.adapter_dir}" if self.adapter_dir else self.base_model
+
+
+class Iteration(NamedTuple):
+    """The folder of one iteration."""
+
+    path: Path
+
+    def responses(self, split: str) -> Path:
+        return self.path / "responses" / split
+
+    def triplets(self, split: str) -> Path:
+        return self.path / "triplets" / f"{split}.parquet"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def trained_marker(self) -> Path:
+        return self.path / "trained.json"
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint that was written to its end (its trainer state is last)."""
+        checkpoints = [
+            path
+            for path in self.model.glob("checkpoint-*")
+            if path.name.removeprefix("checkpoint-").isdigit()
+            and _is_json(path / "trainer_state.json")
+        ]
+        return max(checkpoints, key=lambda path: int(path.name.split("-")[-1]), default=None)
+
+    def mark_trained(self, record: Mapping[str, Any]) -> None:
+        """Ends the training step, once the policy's files are all there."""
+        adapter = (self.model / "adapter_config.json").exists() and any(
+            (self.model / name).exists() for name in ADAPTER_WEIGHTS
+        )
+        model = (self.model / "config.json").exists() and any(
+            (self.model / name).exists() for name in WEIGHTS
+        )
+        if not (adapter or model):
+            raise TSpinError(
+                f"{self.model} holds no trained policy after training: expected config.json with "
+                f"one of {', '.join(WEIGHTS)}, or adapter_config.json with one of "
+                f"{', '.join(ADAPTER_WEIGHTS)}"
+            )
+        write_json(self.trained_marker, record)
+
+
+class RunDirectory:
+    """A run directory, existing or to be made.
+
+    Args:
+        path: the YAML's `output_dir`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.manifest = self.path / "t_spin.json"
+
+    def exists(self) -> bool:
+        """Whether a run has begun here, that is whether its prompts are frozen."""
+        return self.manifest.exists()
+
+    def prompts(self, split: str) -> Path:
+        return self.path / "prompts" / f"{split}.parquet"
+
+    def splits(self) -> list[str]:
+        """The splits that the run has prompts of."""
+        return [split for split in SPLITS if self.prompts(split).exists()]
+
+    def iteration(self, number: int) -> Iteration:
+        return Iteration(self.path / f"iteration_{number}")
+
+    def check_writable(self) -> None:
+        """Raises TSpinError where nothing can be written, before anything is computed."""
+        probe = self.path / f".writable.{os.getpid()}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise TSpinError(
+                f"`output_dir: {self.path}` is not a folder that can be written to "
+                f"({error.strerror}); free the place or name another"
+            ) from error
+
+    def begin(self, identity: Mapping[str, Any], versions: Mapping[str, str]) -> None:
+        """Record what the run is; from here on it exists."""
+        write_json(
+            self.manifest, {"format": FORMAT, "identity": dict(identity), "versions": versions}
+        )
+
+    def check_identity(self, identity: Mapping[str, Any]) -> None:
+        """Refuse a run directory that another configuration made.
+
+        Args:
+            identity: the settings that decide what prompts, responses and policies mean. Keys
+                that only one side has are not compared.
+        """
+        try:
+            recorded = json.loads(self.manifest.read_text())
+            theirs = recorded["identity"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise TSpinError(
+                f"{self.manifest} cannot be read ({error}); restore it, or use another `output_dir`"
+            ) from error
+        if recorded.get("format") != FORMAT:
+            raise TSpinError(
+                f"{self.manifest} has format {recorded.get('format')!r}, this version reads "
+                f"{FORMAT}; use the version of axolotl-tspin that made it, or another `output_dir`"
+            )
+        ours = json.loads(json.dumps(dict(identity)))
+        differing = [k for k in ours if k in theirs and ours[k] != theirs[k]]
+        if differing:
+            changes = "; ".join(
+                f"{key}: the run has {theirs[key]!r}, the YAML {ours[key]!r}" for key in differing
+            )
+            raise TSpinError(
+                f"the run in {self.path} was begun with another configuration ({changes}). Set "
+                "these back, or use another `output_dir`; nothing was changed"
+            )
+
+    def step_of(self, number: int) -> Due:
+        """The step that iteration `number` is at."""
+        iteration = self.iteration(number)
+        if iteration.trained_marker.exists():
+            return Due(number, "done")
+        complete = bool(self.splits()) and all(
+            iteration.triplets(split).exists() for split in self.splits()
+        )
+        return Due(number, "train" if complete else "generate")
+
+    def due(self, iterations: int, pinned: int | None = None) -> Due:
+        """The first unfinished iteration, or the pinned one, and its step; "done" with the last
+        iteration where nothing is left.
+
+        Raises:
+            TSpinError: the iteration before the pinned one has not been trained.
+        """
+        if pinned is not None:
+            if pinned > 0 and self.step_of(pinned - 1).step != "done":
+                raise TSpinError(
+                    f"`t_spin.iteration: {pinned}` starts from the policy of iteration "
+                    f"{pinned - 1}, which is not trained yet in {self.path}; unpin it"
+                )
+            return self.step_of(pinned)
+        steps = [self.step_of(number) for number in range(iterations)]
+        return next((due for due in steps if due.step != "done"), steps[-1])
+
+    def policy_after(self, number: int, initial: Policy, *, adapter: bool) -> Policy:
+        """The policy that iteration `number` trained; −1 is the initial policy.
+
+        Args:
+            initial: the YAML's `base_model` (and `lora_model_dir`).
+            adapter: whether the YAML trains an adapter. It is continued from iteration to
+                iteration on the unchanged base model, never merged.
+        """
+        if number < 0:
+            return initial
+        model = str(self.iteration(number).model)
+        return Policy(initial.base_model, model) if adapter else Policy(model)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Give `write` a temporary path beside `path` and put the result in place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def digest(value: Any) -> str:
+    """A short hash of anything that JSON can write."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return True

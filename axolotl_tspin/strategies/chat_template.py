@@ -1,0 +1,94 @@
+"""`type: t_spin.chat_template`: conversations under the model's chat template."""
+
+from typing import Any
+
+from axolotl.utils.chat_templates import extract_chat_template_args, get_chat_template_from_config
+
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.strategies.columns import (
+    generated_columns,
+    read_response,
+    settings,
+    triplet_dataset,
+)
+from axolotl_tspin.strategies.encoding import ChatEncoder
+from axolotl_tspin.strategies.rows import Conversation, RowReader
+from axolotl_tspin.strategies.tokenize import Triplet, TripletDataset
+
+
+def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
+    """Called by Axolotl for each data set of this type.
+
+    The column `field_messages` (default "messages") holds messages in OpenAI's or ShareGPT's
+    shape. The last assistant turn is the annotated response, everything before it the prompt.
+    """
+    reader, encoder = chat_reader(ds_cfg), chat_encoder(tokenizer, cfg, ds_cfg)
+    messages_column = ds_cfg.get("field_messages") or "messages"
+    tools_column = ds_cfg.get("field_tools") or "tools"
+    generated = generated_columns(settings(cfg))
+
+    def encode(row: dict[str, Any], index: int) -> Triplet:
+        conversation = reader.conversation(index, messages_column, row[messages_column])
+        tools = row.get(tools_column)
+        responses: list[tuple[Any, bool]] = [(conversation.response, True)]
+        responses += [read_response(reader, row, index, column) for column in generated]
+        return encode_conversation(encoder, conversation, responses, tools)
+
+    return triplet_dataset(encode, cfg, reader.source, [messages_column, *generated])
+
+
+def encode_conversation(
+    encoder: ChatEncoder,
+    conversation: Conversation,
+    responses: list[tuple[Any, bool]],
+    tools: list[Any] | None = None,
+) -> Triplet:
+    """A conversation's prompt, and the annotated and any synthetic responses to it, each with
+    whether it ended by itself."""
+    prompt = encoder.prompt(conversation.prompt, tools)
+    return Triplet(
+        prompt.text,
+        prompt.ids,
+        conversation.response["content"],
+        encoder.end_ids[-1],
+        *(
+            encoder.response(conversation.prompt, response, ended=ended, tools=tools)
+            for response, ended in responses
+        ),
+    )
+
+
+def chat_reader(ds_cfg: Any) -> RowReader:
+    """A reader under Axolotl's keys for conversations."""
+    mappings = dict(ds_cfg.get("message_property_mappings") or {})
+    for key, name in (("role", "message_field_role"), ("content", "message_field_content")):
+        if ds_cfg.get(name):
+            mappings.setdefault(key, ds_cfg.get(name))
+    return RowReader(
+        ds_cfg.get("path"),
+        message_keys=mappings,
+        roles=ds_cfg.get("roles"),
+        drop_system_message=bool(ds_cfg.get("drop_system_message")),
+    )
+
+
+def chat_encoder(tokenizer: Any, cfg: Any, ds_cfg: Any) -> ChatEncoder:
+    """An encoder under the chat template that Axolotl would use.
+
+    Raises:
+        TSpinError: neither the YAML nor the tokenizer has a chat template.
+    """
+    choice, _ = extract_chat_template_args(cfg, ds_cfg)
+    if choice == "tokenizer_default" and not tokenizer.chat_template:
+        raise TSpinError(
+            f"{ds_cfg.get('path')}: the tokenizer {tokenizer.name_or_path} has no chat template; "
+            "set `chat_template:` (chatml, llama3, …), or use `type: t_spin.instruction` with a "
+            "`prompt_template`"
+        )
+    return ChatEncoder(
+        tokenizer,
+        get_chat_template_from_config(cfg=cfg, ds_cfg=ds_cfg, tokenizer=tokenizer),
+        template_kwargs=dict(cfg.get("chat_template_kwargs") or {}),
+        eot_tokens=cfg.get("eot_tokens"),
+        source=ds_cfg.get("path"),
+    )

@@ -1,0 +1,43 @@
+"""What the three public strategies share: the synthetic columns and the length settings."""
+
+from typing import Any
+
+from axolotl_tspin.config import TSpinConfig
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.strategies.rows import RowReader
+from axolotl_tspin.strategies.tokenize import EncodeRow, TripletDataset
+
+FINISH_REASON_SUFFIX = "_finish_reason"
+"""A column `<synthetic column>_finish_reason` says "length" where a response was cut."""
+
+
+def settings(cfg: Any) -> TSpinConfig:
+    """The `t_spin` block of a validated Axolotl configuration."""
+    return TSpinConfig.model_validate(cfg.t_spin.to_dict())
+
+
+def generated_columns(config: TSpinConfig) -> list[str]:
+    """The synthetic and the proto-synthetic column; none for rows to generate for."""
+    generating = config.resolved is not None and config.resolved.task == "generate"
+    return [] if generating else [config.field_synthetic, config.field_proto_synthetic]
+
+
+def read_response(
+    reader: RowReader, row: dict[str, Any], index: int, column: str
+) -> tuple[str, bool]:
+    """A synthetic or proto-synthetic column: its text, and whether the response ended by itself."""
+    if column not in row:
+        raise TSpinError(f"{reader.source}: no column '{column}'; the data set has {sorted(row)}")
+    ended = row.get(column + FINISH_REASON_SUFFIX) != "length"
+    return reader.response(index, column, row[column]), ended
+
+
+def triplet_dataset(encode: EncodeRow, cfg: Any, source: str, columns: list[str]) -> TripletDataset:
+    """The strategy for a public data set, under the YAML's length settings."""
+    return TripletDataset(
+        encode,
+        source=source,
+        columns=columns,
+        sequence_len=cfg.sequence_len,
+        excess_length=cfg.excess_length_strategy or "truncate",
+    )

@@ -1,0 +1,43 @@
+"""`type: t_spin.instruction`: a prompt and a response column under a text template."""
+
+from typing import Any
+
+from axolotl_tspin.strategies import DATASET_KEYS
+from axolotl_tspin.strategies.columns import (
+    generated_columns,
+    read_response,
+    settings,
+    triplet_dataset,
+)
+from axolotl_tspin.strategies.encoding import PAPER_TEMPLATE, TemplateEncoder
+from axolotl_tspin.strategies.rows import RowReader
+from axolotl_tspin.strategies.tokenize import Triplet, TripletDataset
+
+
+def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
+    """Called by Axolotl for each data set of this type.
+
+    `field_prompt` and `field_response` (default "prompt" and "response") name the columns;
+    `prompt_template` is the text around the prompt, by default the paper's.
+    """
+    prompt_column = ds_cfg.get(DATASET_KEYS["field_prompt"]) or "prompt"
+    response_column = ds_cfg.get(DATASET_KEYS["field_response"]) or "response"
+    template = ds_cfg.get(DATASET_KEYS["prompt_template"]) or PAPER_TEMPLATE
+    reader = RowReader(ds_cfg.get("path"))
+    encoder = TemplateEncoder(tokenizer, template, cfg.get("eot_tokens"))
+    generated = generated_columns(settings(cfg))
+
+    def encode(row: dict[str, Any], index: int) -> Triplet:
+        prompt = encoder.prompt(reader.text(index, prompt_column, row[prompt_column]))
+        annotated = reader.response(index, response_column, row[response_column])
+        responses = [(annotated, True)]
+        responses += [read_response(reader, row, index, column) for column in generated]
+        return Triplet(
+            prompt.text,
+            prompt.ids,
+            annotated,
+            encoder.end_ids[-1],
+            *(encoder.response(text, ended=ended) for text, ended in responses),
+        )
+
+    return triplet_dataset(encode, cfg, reader.source, [prompt_column, response_column, *generated])

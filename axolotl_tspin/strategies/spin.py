@@ -1,0 +1,35 @@
+"""`type: t_spin.spin`: SPIN's public format, as in the data set UCLA-AGI/SPIN_iter0."""
+
+from typing import Any
+
+from axolotl_tspin.strategies.chat_template import chat_encoder, chat_reader, encode_conversation
+from axolotl_tspin.strategies.columns import (
+    generated_columns,
+    read_response,
+    settings,
+    triplet_dataset,
+)
+from axolotl_tspin.strategies.tokenize import Triplet, TripletDataset
+
+REAL, GENERATED = "real", "generated"
+
+
+def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
+    """Called by Axolotl for each data set of this type.
+
+    The column `real` holds messages that end with the annotated response, `generated` messages
+    that end with a sampled one. `generated` stands in for a synthetic or proto-synthetic column
+    that the data set does not have: with neither, both are the same response, as at iteration 0.
+    """
+    reader, encoder = chat_reader(ds_cfg), chat_encoder(tokenizer, cfg, ds_cfg)
+    generated = generated_columns(settings(cfg))
+
+    def encode(row: dict[str, Any], index: int) -> Triplet:
+        conversation = reader.conversation(index, REAL, row[REAL])
+        responses: list[tuple[Any, bool]] = [(conversation.response, True)]
+        for column in generated:
+            present = column if column in row else GENERATED
+            responses.append(read_response(reader, row, index, present))
+        return encode_conversation(encoder, conversation, responses)
+
+    return triplet_dataset(encode, cfg, reader.source, [REAL])

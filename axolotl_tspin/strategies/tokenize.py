@@ -1,0 +1,142 @@
+"""From a data set to rows of token ids: what every strategy's `load` returns to Axolotl."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from axolotl.prompt_tokenizers import DatasetWrappingStrategy
+from axolotl.utils.logging import get_logger
+from datasets import Dataset
+
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.logps import IGNORE_INDEX
+from axolotl_tspin.strategies.lengths import ExcessLength, fit_row
+
+LOG = get_logger(__name__)
+
+
+class Triplet(NamedTuple):
+    """One row, encoded. Without synthetic and proto-synthetic responses it is a prompt to
+    generate for. The texts are what a person reads in the run directory; `end_id` is the
+    end-of-turn token, at which sampling stops."""
+
+    prompt_text: str
+    prompt: list[int]
+    annotated_text: str
+    end_id: int
+    annotated: list[int]
+    synthetic: list[int] | None = None
+    proto_synthetic: list[int] | None = None
+
+
+EncodeRow = Callable[[dict[str, Any], int], Triplet]
+"""Encodes a row, given its number in the data set; raises TSpinError on a bad one."""
+
+
+class TripletDataset(DatasetWrappingStrategy):
+    """Encodes a data set's rows, makes them fit, and logs what became of them.
+
+    Args:
+        encode: how a row is read.
+        source: what errors and logs call the data set.
+        columns: the columns that `encode` needs.
+        sequence_len, excess_length: see `fit_row`.
+    """
+
+    def __init__(
+        self,
+        encode: EncodeRow,
+        *,
+        source: str,
+        columns: list[str],
+        sequence_len: int,
+        excess_length: ExcessLength,
+    ) -> None:
+        self.encode = encode
+        self.source = source
+        self.columns = columns
+        self.sequence_len = sequence_len
+        self.excess_length = excess_length
+
+    def wrap_dataset(
+        self,
+        dataset: Dataset,
+        process_count: int | None = None,
+        keep_in_memory: bool | None = False,
+        **kwargs: Any,
+    ) -> Dataset:
+        """Rows with `input_ids` and `labels` (prompt and annotated response, the prompt's labels
+        −100) and, for training, `synthetic_ids` and `proto_synthetic_ids`; for generation the
+        texts `prompt` and `annotated`, and `end_id`."""
+        missing = [column for column in self.columns if column not in dataset.column_names]
+        if missing:
+            raise TSpinError(
+                f"{self.source}: no column {', '.join(map(repr, missing))}; the data set has "
+                f"{', '.join(map(repr, dataset.column_names))}. Name the right ones in the YAML"
+            )
+        if len(dataset) == 0:
+            raise TSpinError(f"{self.source}: the data set is empty")
+        encoded = dataset.map(
+            self._encode_fitted,
+            with_indices=True,
+            num_proc=min(process_count or 1, len(dataset)),
+            remove_columns=dataset.column_names,
+            keep_in_memory=bool(keep_in_memory),
+            desc="Encoding triplets",
+        )
+        kept = encoded.select(
+            [i for i, dropped in enumerate(encoded["_dropped"]) if dropped is None]
+        )
+        self._log(encoded, kept)
+        if len(kept) == 0:
+            reasons = ", ".join(sorted(set(encoded["_dropped"])))
+            raise TSpinError(
+                f"{self.source}: none of its {len(dataset)} rows is left ({reasons}); raise "
+                f"`sequence_len: {self.sequence_len}`"
+            )
+        return kept.remove_columns([name for name in kept.column_names if name.startswith("_")])
+
+    def _encode_fitted(self, row: dict[str, Any], index: int) -> dict[str, Any]:
+        triplet = self.encode(row, index)
+        responses = [triplet.annotated]
+        if triplet.synthetic is not None and triplet.proto_synthetic is not None:
+            responses += [triplet.synthetic, triplet.proto_synthetic]
+        fitted = fit_row(
+            triplet.prompt,
+            responses,
+            sequence_len=self.sequence_len,
+            excess_length=self.excess_length,
+            where=f"{self.source}: row {index}",
+        )
+        annotated, *generated = fitted.responses
+        encoded: dict[str, Any] = {
+            "input_ids": [*triplet.prompt, *annotated],
+            "labels": [IGNORE_INDEX] * len(triplet.prompt) + annotated,
+            "_dropped": fitted.dropped,
+            "_cut": fitted.cut,
+        }
+        if generated:
+            synthetic, proto_synthetic = generated
+            encoded |= {
+                "synthetic_ids": synthetic,
+                "proto_synthetic_ids": proto_synthetic,
+                "_is_annotated": synthetic == annotated,
+                "_is_proto": synthetic == proto_synthetic,
+            }
+        else:
+            encoded |= {
+                "prompt": triplet.prompt_text,
+                "annotated": triplet.annotated_text,
+                "end_id": triplet.end_id,
+            }
+        return encoded
+
+    def _log(self, encoded: Dataset, kept: Dataset) -> None:
+        dropped = Counter(reason for reason in encoded["_dropped"] if reason)
+        parts = [f"{len(encoded)} rows read, {len(encoded) - len(kept)} dropped"]
+        parts += [f"{count} because {reason}" for reason, count in sorted(dropped.items())]
+        parts.append(f"{sum(kept['_cut'])} responses cut to sequence_len {self.sequence_len}")
+        if "_is_proto" in kept.column_names:
+            parts.append(f"{sum(kept['_is_annotated'])} rows with synthetic = annotated")
+            parts.append(f"{sum(kept['_is_proto'])} rows with synthetic = proto-synthetic")
+        LOG.info("T-SPIN: %s: %s", self.source, "; ".join(parts))

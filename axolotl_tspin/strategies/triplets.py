@@ -1,0 +1,25 @@
+"""The triplets of a run directory, whose rows are token ids already (internal type)."""
+
+from typing import Any
+
+from axolotl_tspin.strategies.columns import triplet_dataset
+from axolotl_tspin.strategies.tokenize import Triplet, TripletDataset
+
+COLUMNS = ["prompt_ids", "annotated_ids", "synthetic_ids", "proto_synthetic_ids"]
+
+
+def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
+    """Called by Axolotl for the triplets that the plugin points it at."""
+
+    def encode(row: dict[str, Any], index: int) -> Triplet:
+        return Triplet(
+            row["prompt"],
+            row["prompt_ids"],
+            row["annotated"],
+            row["end_id"],
+            row["annotated_ids"],
+            row["synthetic_ids"],
+            row["proto_synthetic_ids"],
+        )
+
+    return triplet_dataset(encode, cfg, ds_cfg.get("path"), COLUMNS)
