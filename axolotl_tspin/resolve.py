@@ -161,6 +161,9 @@ def prepare_generation(cfg: RawConfig) -> GenerationPlan:
     policy = run.policy_after(due.iteration - 1, initial, adapter=bool(cfg.get("adapter")))
     _resolve(cfg, config, "generate", run, initial, due.iteration)
     start_from(cfg, policy, initial)
+    if not cfg.get("lora_model_dir"):
+        cfg["adapter"] = None  # one that is still to be trained is no part of the policy
+    cfg["inference"] = True
     if cfg.get("test_datasets") and _have_responses(cfg, "test_datasets", config):
         cfg["test_datasets"] = None
     cfg["val_set_size"] = 0
@@ -218,7 +221,8 @@ def _resolve(
         run_dir=str(run.path),
         **flags,
     )
-    cfg["t_spin"] = config.model_copy(update={"resolved": resolved}).model_dump(exclude_none=True)
+    block = config.model_copy(update={"resolved": resolved}).model_dump(exclude_none=True)
+    cfg["t_spin"] = DictDefault(block)
     cfg.pop("rl")
 
 

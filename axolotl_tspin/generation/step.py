@@ -220,8 +220,6 @@ def _seed(sampling: Mapping[str, Any], batch: Batch) -> int:
 
 def _load_engine(plan: GenerationPlan, cfg: Any) -> tuple[Engine, PreTrainedTokenizerBase]:
     """The policy, loaded as Axolotl would load it for inference."""
-    # An adapter that is still to be trained is not part of the policy.
-    cfg.adapter = cfg.adapter if cfg.lora_model_dir else None
     model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
     if tokenizer.pad_token_id is None:
         raise TSpinError(

@@ -37,18 +37,17 @@ def fit_row(
     """
     room = sequence_len - len(prompt)
     longest = max(len(response) for response in responses)
-    if room < 1:
-        dropped = "the prompt leaves no room for a response"
-    elif longest > room and excess_length == "drop":
-        dropped = "prompt and response are longer than sequence_len"
-    else:
-        dropped = None
-    if excess_length == "raise" and longest > room:
+    if excess_length == "raise" and (room < 1 or longest > room):
         raise TSpinError(
             f"{where}: prompt ({len(prompt)} tokens) and response ({longest}) are longer than "
             f"`sequence_len: {sequence_len}`; raise it, or set `excess_length_strategy` to "
             "truncate or drop"
         )
+    dropped = None
+    if room < 1:
+        dropped = "the prompt leaves no room for a response"
+    elif longest > room and excess_length == "drop":
+        dropped = "prompt and response are longer than sequence_len"
     if dropped:
         return Fitted([[] for _ in responses], dropped=dropped)
     return Fitted(

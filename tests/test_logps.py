@@ -1,0 +1,78 @@
+"""Response log-probabilities against a float64 reference that goes token by token."""
+
+import math
+
+import pytest
+import torch
+from conftest import tiny_llama
+
+from axolotl_tspin.layouts import TripletTokens, pad_triplets
+from axolotl_tspin.logps import response_logps, triplet_logps
+
+
+def reference_logp(logits: torch.Tensor, labels: list[int]) -> float:
+    """Σ over response tokens of logit − log Σ exp(logit), one row, in Python floats."""
+    total = 0.0
+    for position in range(1, len(labels)):
+        if labels[position] != -100:
+            row = logits[position - 1].double().tolist()
+            top = max(row)
+            normaliser = top + math.log(sum(math.exp(x - top) for x in row))
+            total += row[labels[position]] - normaliser
+    return total
+
+
+LABELS = [
+    [-100, -100, 3, 1, 4],
+    [-100, -100, -100, 2, -100],  # one token
+    [-100, -100, -100, -100, -100],  # empty
+    [-100, 0, 0, 0, 0],
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-5)]
+)
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_sums_and_counts(dtype, tolerance, scale):
+    torch.manual_seed(0)
+    logits = (torch.randn(4, 5, 7) * scale).to(dtype)
+    sums, counts = response_logps(logits, torch.tensor(LABELS))
+    assert counts.tolist() == [3, 1, 0, 4]
+    assert sums.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for row, labels in enumerate(LABELS):
+        assert sums[row].item() == pytest.approx(
+            reference_logp(logits[row], labels), rel=tolerance, abs=tolerance
+        )
+
+
+def test_gradient_is_the_indicator_less_the_softmax_at_response_positions():
+    torch.manual_seed(1)
+    logits = torch.randn(4, 5, 7, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor(LABELS)
+    response_logps(logits, labels)[0].sum().backward()
+    expected = torch.zeros_like(logits)
+    for row in range(4):
+        for position in range(1, 5):
+            if labels[row, position] != -100:
+                expected[row, position - 1] -= logits.detach()[row, position - 1].softmax(0)
+                expected[row, position - 1, labels[row, position]] += 1
+    torch.testing.assert_close(logits.grad, expected)
+
+
+def test_a_policys_batch_equals_its_triplets_one_row_at_a_time():
+    policy = tiny_llama(50).double().eval()
+    triplets = [
+        TripletTokens([1, 5, 6], [7, 8, 2], [9, 2], [10, 11, 12, 13]),
+        TripletTokens([1, 20], [21], [], [22, 2]),
+    ]
+    batch = pad_triplets(triplets, pad_token_id=0, pad_to_multiple_of=8)
+    logps, counts = triplet_logps(policy, batch)
+    assert counts.tolist() == [[3, 2, 4], [1, 0, 2]]
+    for i, triplet in enumerate(triplets):
+        for j, response in enumerate(triplet[1:]):
+            ids = [*triplet.prompt, *response]
+            labels = [-100] * len(triplet.prompt) + list(response)
+            with torch.no_grad():
+                logits = policy(torch.tensor([ids])).logits[0]
+            assert logps[i, j].item() == pytest.approx(reference_logp(logits, labels), abs=1e-9)

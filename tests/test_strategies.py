@@ -1,0 +1,178 @@
+"""The public strategies on small data sets, through what Axolotl calls: `load`, `wrap_dataset`."""
+
+import logging
+
+import pytest
+from axolotl.utils.dict import DictDefault
+from conftest import conversations
+from datasets import Dataset
+
+from axolotl_tspin.collator import triplet_tokens
+from axolotl_tspin.config import ResolvedRun, TSpinConfig
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.strategies import chat_template, instruction, spin
+
+SYNTHETIC, PROTO = "I think 7.", "Maybe 9?"
+
+
+def encode(module, tokenizer, rows, task="train", ds_cfg=None, **cfg):
+    resolved = ResolvedRun(task=task, initial_policy="p", run_dir="r")
+    t_spin = TSpinConfig(resolved=resolved).model_dump(exclude_none=True)
+    cfg = DictDefault({"sequence_len": 256, "t_spin": t_spin} | cfg)
+    ds_cfg = DictDefault({"path": "data.jsonl"} | (ds_cfg or {}))
+    data = Dataset.from_list(rows)
+    return module.load(tokenizer, cfg, ds_cfg).wrap_dataset(data, process_count=1)
+
+
+def texts(tokenizer, row):
+    return [tokenizer.decode(ids) for ids in triplet_tokens(row)]
+
+
+def chat_row(**extra):
+    return conversations(1)[0] | {"synthetic": SYNTHETIC, "proto_synthetic": PROTO} | extra
+
+
+def spin_row(**extra):
+    messages = conversations(1)[0]["messages"]
+    generated = [messages[0], {"role": "assistant", "content": SYNTHETIC}]
+    return {"real": messages, "generated": generated} | extra
+
+
+def instruction_row(**extra):
+    return {"prompt": "2 + 3?", "response": "5", "synthetic": SYNTHETIC, "proto_synthetic": PROTO} | extra
+
+
+def test_chat_template(tokenizer):
+    (row,) = encode(chat_template, tokenizer, [chat_row()])
+    messages = conversations(1)[0]["messages"]
+    prompt = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
+    assert texts(tokenizer, row) == [
+        prompt,
+        messages[1]["content"] + "<|im_end|>",
+        SYNTHETIC + "<|im_end|>",
+        PROTO + "<|im_end|>",
+    ]
+    assert set(row) == {"input_ids", "labels", "synthetic_ids", "proto_synthetic_ids"}
+
+
+def test_instruction(tokenizer):
+    (row,) = encode(instruction, tokenizer, [instruction_row()])
+    assert texts(tokenizer, row) == [
+        "### Instruction: 2 + 3?\n\n### Response: ",
+        "5<|im_end|>",
+        SYNTHETIC + "<|im_end|>",
+        PROTO + "<|im_end|>",
+    ]
+
+
+def test_instruction_with_columns_and_a_template_of_ones_own(tokenizer):
+    row = {"question": "2?", "answer": "2", "synthetic": "3", "proto_synthetic": "4"}
+    keys = {"field_human": "question", "field_model": "answer", "input_format": "Q: {prompt}\nA: "}
+    (encoded,) = encode(instruction, tokenizer, [row], ds_cfg=keys)
+    assert texts(tokenizer, encoded)[:2] == ["Q: 2?\nA: ", "2<|im_end|>"]
+
+
+def test_spin_with_and_without_a_proto_synthetic_column(tokenizer):
+    rows = [spin_row()]
+    (row,) = encode(spin, tokenizer, rows)
+    assert texts(tokenizer, row)[1:] == [
+        rows[0]["real"][1]["content"] + "<|im_end|>",
+        SYNTHETIC + "<|im_end|>",
+        SYNTHETIC + "<|im_end|>",
+    ]
+    (row,) = encode(spin, tokenizer, [spin_row(proto_synthetic=PROTO)])
+    assert texts(tokenizer, row)[2:] == [SYNTHETIC + "<|im_end|>", PROTO + "<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("module", "row"),
+    [(chat_template, chat_row), (instruction, instruction_row), (spin, spin_row)],
+    ids=["chat_template", "instruction", "spin"],
+)
+def test_training_and_generation_see_the_same_prompt_and_annotated_tokens(tokenizer, module, row):
+    (training,) = encode(module, tokenizer, [row()])
+    (generation,) = encode(module, tokenizer, [row()], task="generate")
+    assert generation["input_ids"] == training["input_ids"]
+    assert generation["labels"] == training["labels"]
+    prompt = triplet_tokens(training).prompt
+    assert tokenizer(generation["prompt"], add_special_tokens=False)["input_ids"] == prompt
+    assert generation["end_id"] == training["synthetic_ids"][-1]
+
+
+@pytest.mark.parametrize("module", [chat_template, instruction])
+def test_a_response_that_was_cut_gets_no_end_of_turn(tokenizer, module):
+    row = chat_row() | instruction_row() | {"synthetic_finish_reason": "length"}
+    (encoded,) = encode(module, tokenizer, [row])
+    assert tokenizer.decode(encoded["synthetic_ids"]) == SYNTHETIC
+    assert tokenizer.decode(encoded["proto_synthetic_ids"]) == PROTO + "<|im_end|>"
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("axolotl_tspin"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def test_lengths_are_kept_and_what_became_of_the_rows_is_logged(tokenizer, log):
+    rows = [
+        instruction_row(),
+        instruction_row(prompt="2 + 3? " * 40),
+        instruction_row(response="5 " * 60),
+        instruction_row(synthetic="5", proto_synthetic="5"),
+    ]
+    kept = encode(instruction, tokenizer, rows, sequence_len=64)
+    assert len(kept) == 3
+    assert max(len(ids) for ids in kept["input_ids"]) == 64
+    assert tokenizer.eos_token_id not in kept[1]["input_ids"]
+    assert (
+        "data.jsonl: 4 rows read, 1 dropped; 1 because the prompt leaves no room for a response; "
+        "1 responses cut to sequence_len 64; 1 rows with synthetic = annotated; "
+        "1 rows with synthetic = proto-synthetic"
+    ) in log.text
+    dropped = encode(
+        instruction, tokenizer, rows, sequence_len=64, excess_length_strategy="drop"
+    )
+    assert len(dropped) == 2
+    with pytest.raises(TSpinError, match=r"data\.jsonl: row 1: .*excess_length_strategy"):
+        encode(instruction, tokenizer, rows, sequence_len=64, excess_length_strategy="raise")
+    with pytest.raises(TSpinError, match="none of its 4 rows is left"):
+        encode(instruction, tokenizer, rows, sequence_len=8)
+
+
+@pytest.mark.parametrize(
+    ("module", "row", "message"),
+    [
+        (instruction, {"prompt": "a", "response": "b"}, "no column 'synthetic', 'proto_synthetic'"),
+        (instruction, instruction_row(response=None), "row 0, column 'response': .*null"),
+        (instruction, instruction_row(synthetic=""), "row 0, column 'synthetic': .*empty"),
+        (chat_template, instruction_row(), "no column 'messages'"),
+        (chat_template, chat_row(messages=[]), "row 0, column 'messages': .*an empty list"),
+        (chat_template, chat_row(proto_synthetic=None), "row 0, column 'proto_synthetic': .*null"),
+        (spin, {"real": conversations(1)[0]["messages"]}, "no column 'generated'"),
+    ],
+)
+def test_bad_rows_are_named(tokenizer, module, row, message):
+    with pytest.raises(TSpinError, match=rf"data\.jsonl: {message}"):
+        encode(module, tokenizer, [row])
+
+
+def test_a_tokenizer_without_chat_template_is_named(tokenizer):
+    import copy
+
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    bare.name_or_path = "my/base-model"
+    with pytest.raises(TSpinError, match=r"my/base-model has no chat template.*chat_template:"):
+        encode(chat_template, bare, [chat_row()])
+    (row,) = encode(chat_template, bare, [chat_row()], chat_template="chatml")
+    assert row["synthetic_ids"][-1] == bare.eos_token_id
+
+
+def test_a_tokenizer_without_an_end_of_text_token_is_named(tokenizer):
+    import copy
+
+    bare = copy.deepcopy(tokenizer)
+    bare.eos_token = None
+    with pytest.raises(TSpinError, match="eos_token"):
+        encode(instruction, bare, [instruction_row()])
