@@ -36,3 +36,30 @@ def generate(config: Path) -> None:
             f"Iteration {outcome.iteration}: {outcome.generated} responses sampled; its triplets "
             f"are in {triplets}. Next: axolotl train {config}"
         )
+
+
+@t_spin.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--rows", type=click.IntRange(min=1), help="Only the first triplets of each.")
+def compare(config: Path, rows: int | None) -> None:
+    """Show what each trained iteration of CONFIG's run did to its triplets.
+
+    Log-probabilities (sums over a response, in nats) and advantages, the means over an
+    iteration's triplets, under the policy that it started from and under the one it trained.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from axolotl_tspin.comparison import compare as compare_policies
+
+    try:
+        comparisons = compare_policies(config, rows)
+    except TSpinError as error:
+        raise click.ClickException(str(error)) from error
+    table = Table("iteration", "policy", title=f"Means over {comparisons[0].rows} triplets")
+    for column in ("log π(y|x)", "log π(y′|x)", "log π(y0|x)", "current u", "historical v"):
+        table.add_column(column, justify="right")
+    for row in comparisons:
+        figures = [f"{figure:.2f}" for figure in (*row.logps, row.u, row.v)]
+        table.add_row(str(row.iteration), row.policy, *figures, end_section=row.policy == "after")
+    Console().print(table)

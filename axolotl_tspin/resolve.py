@@ -7,7 +7,7 @@ place. `rl: t_spin` is taken away in the process, so that a second pass changes 
 import hashlib
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from axolotl.utils.data.shared import load_dataset_with_config
 from axolotl.utils.dict import DictDefault
@@ -55,7 +55,7 @@ RawConfig = MutableMapping[str, Any]
 
 
 class GenerationPlan(NamedTuple):
-    """What a generation step has to do."""
+    """What a generation step has to do; `with_test`: the `test_datasets` lack responses too."""
 
     config: TSpinConfig
     run: RunDirectory
@@ -63,6 +63,7 @@ class GenerationPlan(NamedTuple):
     policy: Policy
     initial_policy: Policy
     identity: dict[str, Any]
+    with_test: bool
 
 
 def parse_t_spin(cfg: RawConfig) -> TSpinConfig:
@@ -164,11 +165,11 @@ def prepare_generation(cfg: RawConfig) -> GenerationPlan:
     if not cfg.get("lora_model_dir"):
         cfg["adapter"] = None  # one that is still to be trained is no part of the policy
     cfg["inference"] = True
-    if cfg.get("test_datasets") and _have_responses(cfg, "test_datasets", config):
-        cfg["test_datasets"] = None
-    cfg["val_set_size"] = 0
     cfg["dataset_prepared_path"] = str(run.path / "prepared")
-    return GenerationPlan(config, run, due, policy, initial, identity)
+    with_test = bool(cfg.get("test_datasets")) and not (
+        run.exists() or _have_responses(cfg, "test_datasets", config)
+    )
+    return GenerationPlan(config, run, due, policy, initial, identity, with_test)
 
 
 def start_from(cfg: RawConfig, policy: Policy, initial: Policy) -> None:
@@ -197,7 +198,7 @@ def _begin(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory, Policy, dict[str,
 def _resolve(
     cfg: RawConfig,
     config: TSpinConfig,
-    task: str,
+    task: Literal["train", "generate"],
     run: RunDirectory,
     initial: Policy,
     iteration: int | None,

@@ -25,6 +25,7 @@ class TripletTrainer(Trainer):
     # Trainer must not divide by the accumulation steps as well. transformers < 5.20 reads this
     # from `model_accepts_loss_kwargs`, newer ones from `loss_is_scaled_for_ga`.
     loss_is_scaled_for_ga = True
+    args: Any  # TrainingArguments joined with args.TSpinTrainingArgs
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -37,7 +38,7 @@ class TripletTrainer(Trainer):
         model: torch.nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Σ over the batch's triplets / triplets of the optimizer step × ranks, a scalar.
 
@@ -102,10 +103,11 @@ class TripletTrainer(Trainer):
             metric_key_prefix=metric_key_prefix,
         )
         totals = self._eval_means.totals()
-        if totals is not None:
-            means = self._eval_means.means(totals)
-            output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in means.items()})
-        return output
+        if totals is None:
+            return output
+        means = self._eval_means.means(totals)
+        means = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
+        return output._replace(metrics={**(output.metrics or {}), **means})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the training metrics' means over the logging interval and over all ranks."""

@@ -43,7 +43,9 @@ def test_a_bad_block_is_refused_by_name(block, message):
         parse(**block)
 
 
-@pytest.mark.parametrize(("model", "prefix"), [(TSpinConfig, ""), (GenerationConfig, "generation.")])
+@pytest.mark.parametrize(
+    ("model", "prefix"), [(TSpinConfig, ""), (GenerationConfig, "generation.")]
+)
 def test_the_readme_has_a_row_for_every_key_with_its_default(model, prefix):
     readme = (ROOT / "README.md").read_text()
     for name, field in model.model_fields.items():

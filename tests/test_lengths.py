@@ -24,7 +24,7 @@ def test_nothing_is_longer_than_sequence_len(prompt, responses, sequence_len, ex
         )
 
     if excess_length == "raise" and too_long:
-        with pytest.raises(TSpinError, match="d: 1: prompt .*sequence_len"):
+        with pytest.raises(TSpinError, match=r"d: 1: prompt .*sequence_len"):
             fit()
         return
     fitted = fit()

@@ -16,7 +16,6 @@ from axolotl_tspin.plugin import _settings
 from axolotl_tspin.resolve import prepare_generation
 from axolotl_tspin.run_directory import RunDirectory
 
-
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
 
 
@@ -105,7 +104,7 @@ def test_training_points_at_the_due_iterations_triplets_policy_and_folder(make_y
 
     path = make_yaml(rows=4)
     pretend_trained(run, 0)
-    with pytest.raises(TSpinError, match="iteration 1 in .* has no triplets yet"):
+    with pytest.raises(TSpinError, match=r"iteration 1 in .* has no triplets yet"):
         register(path)
     plan = prepare_generation(read(path))
     assert plan.due.iteration == 1
@@ -168,7 +167,10 @@ def test_a_stopped_training_resumes_from_its_last_complete_checkpoint(make_yaml,
         ({"train_on_inputs": True}, "`train_on_inputs`"),
         ({"context_parallel_size": 2}, "`context_parallel_size`"),
         ({"output_dir": None}, "`output_dir` is missing"),
-        ({"datasets": [{"path": "d", "type": "alpaca"}]}, r"datasets\[0\]\.type: alpaca.*one of t_"),
+        (
+            {"datasets": [{"path": "d", "type": "alpaca"}]},
+            r"datasets\[0\]\.type: alpaca.*one of",
+        ),
         (
             {"datasets": [{"path": "d", "type": "t_spin.instruction", "field_promt": "q"}]},
             r"'field_promt' is not a key of `datasets\[0\]`; did you mean 'field_prompt'",
@@ -185,7 +187,8 @@ def test_contradictions_and_unknown_keys_are_refused(make_yaml, keys, message):
 
 def test_the_resolved_configuration_passes_axolotls_validation(make_yaml, direct_data):
     data = {"path": str(direct_data), "type": "t_spin.chat_template"}
-    cfg = read(make_yaml(datasets=[data], t_spin={"alpha": 0.5, "beta": 0.2, "loss": "exponential"}))
+    t_spin = {"alpha": 0.5, "beta": 0.2, "loss": "exponential"}
+    cfg = read(make_yaml(datasets=[data], t_spin=t_spin))
     prepare_plugins(cfg)
     cfg = validate_config(cfg)
     config, resolved = _settings(cfg)

@@ -39,7 +39,12 @@ def spin_row(**extra):
 
 
 def instruction_row(**extra):
-    return {"prompt": "2 + 3?", "response": "5", "synthetic": SYNTHETIC, "proto_synthetic": PROTO} | extra
+    return {
+        "prompt": "2 + 3?",
+        "response": "5",
+        "synthetic": SYNTHETIC,
+        "proto_synthetic": PROTO,
+    } | extra
 
 
 def test_chat_template(tokenizer):
@@ -130,9 +135,7 @@ def test_lengths_are_kept_and_what_became_of_the_rows_is_logged(tokenizer, log):
         "1 responses cut to sequence_len 64; 1 rows with synthetic = annotated; "
         "1 rows with synthetic = proto-synthetic"
     ) in log.text
-    dropped = encode(
-        instruction, tokenizer, rows, sequence_len=64, excess_length_strategy="drop"
-    )
+    dropped = encode(instruction, tokenizer, rows, sequence_len=64, excess_length_strategy="drop")
     assert len(dropped) == 2
     with pytest.raises(TSpinError, match=r"data\.jsonl: row 1: .*excess_length_strategy"):
         encode(instruction, tokenizer, rows, sequence_len=64, excess_length_strategy="raise")

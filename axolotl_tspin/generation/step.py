@@ -25,8 +25,10 @@ from axolotl_tspin.generation.store import (
     RESPONSES_SCHEMA,
     assemble_triplets,
     freeze_prompts,
+    proto_synthetic_responses,
     read_prompts,
     read_shards,
+    sampled_responses,
     write_table,
 )
 from axolotl_tspin.resolve import RL_TYPE, GenerationPlan, prepare_generation
@@ -94,22 +96,23 @@ def _write_triplets(
     run: RunDirectory, number: int, split: str, prompts: pa.Table, sampling: Mapping[str, Any]
 ) -> None:
     """Join the iteration's responses with those of iteration 0, the frozen anchor."""
-    fingerprint = sampling["prompts_fingerprint"]
-    anchor = {"prompts_fingerprint": fingerprint, "policy": "initial", "split": split}
-    synthetic, _ = read_shards(run.iteration(number).responses(split), sampling)
-    proto_synthetic, damaged = read_shards(run.iteration(0).responses(split), anchor)
-    if damaged:
-        raise TSpinError(
-            f"{damaged[0]} cannot be read. It holds proto-synthetic responses, which are never "
-            "made anew; restore the file from a copy, or take iteration_0/triplets as the source"
-        )
+    synthetic = sampled_responses(read_shards(run.iteration(number).responses(split), sampling)[0])
+    proto_synthetic = (
+        synthetic if number == 0 else proto_synthetic_responses(run.iteration(0).triplets(split))
+    )
     assemble_triplets(
-        run.iteration(number).triplets(split), prompts, fingerprint, synthetic, proto_synthetic
+        run.iteration(number).triplets(split),
+        prompts,
+        sampling["prompts_fingerprint"],
+        synthetic,
+        proto_synthetic,
     )
 
 
 def _freeze(plan: GenerationPlan, cfg: Any) -> None:
     """Encode the annotated data through Axolotl's pipeline and keep it for the whole run."""
+    cfg.val_set_size = 0
+    cfg.test_datasets = cfg.test_datasets if plan.with_test else None
     data = load_datasets(cfg=cfg)
     for split, rows in (("train", data.train_dataset), ("test", data.eval_dataset)):
         if rows is not None:

@@ -29,6 +29,9 @@ RESPONSES_SCHEMA = pa.schema(
         "finish_reason": pa.string(),
     }
 )
+RESPONSE_COLUMNS = ("", "_ids", "_finish_reason")
+"""What a response's text, ids and finish reason add to its name among a triplet's columns."""
+
 METADATA_KEY = b"t_spin"
 
 
@@ -38,6 +41,14 @@ class Shard(NamedTuple):
     path: Path
     table: pa.Table
     made_with: dict[str, Any]
+
+
+class Responses(NamedTuple):
+    """Responses to all prompts, under RESPONSES_SCHEMA in the order of rows, and their origin."""
+
+    table: pa.Table
+    made_with: dict[str, Any]
+    source: Path
 
 
 def write_table(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
@@ -97,7 +108,9 @@ def read_shards(folder: Path, made_with: Mapping[str, Any]) -> tuple[list[Shard]
     Raises:
         TSpinError: a readable shard was made with something else, or two hold the same row.
     """
-    shards, damaged, seen = [], [], {}
+    shards: list[Shard] = []
+    damaged: list[Path] = []
+    seen: dict[int, Path] = {}
     for path in sorted(folder.glob("*.parquet")):
         try:
             table, theirs = read_table(path)
@@ -120,12 +133,34 @@ def read_shards(folder: Path, made_with: Mapping[str, Any]) -> tuple[list[Shard]
     return shards, damaged
 
 
+def sampled_responses(shards: list[Shard]) -> Responses:
+    """An iteration's shards as one table, in the order of rows."""
+    table = pa.concat_tables([shard.table for shard in shards]).sort_by("row")
+    return Responses(table, shards[0].made_with, shards[0].path.parent)
+
+
+def proto_synthetic_responses(triplets: Path) -> Responses:
+    """The frozen anchor: the proto-synthetic responses in iteration 0's triplets."""
+    columns = ["row", *(f"proto_synthetic{suffix}" for suffix in RESPONSE_COLUMNS)]
+    try:
+        table, metadata = read_table(triplets, columns)
+        table = table.rename_columns(RESPONSES_SCHEMA.names)
+        return Responses(table, metadata["proto_synthetic"], triplets)
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+        raise TSpinError(
+            f"{triplets} cannot be read ({error}). It holds the proto-synthetic responses, which "
+            "are never made anew: restore it from a copy, or move it and trained.json of iteration "
+            "0 away, run `axolotl t-spin generate`, which puts it together again from "
+            "iteration_0/responses, and put trained.json back"
+        ) from error
+
+
 def assemble_triplets(
     path: Path,
     prompts: pa.Table,
     fingerprint: str,
-    synthetic: list[Shard],
-    proto_synthetic: list[Shard],
+    synthetic: Responses,
+    proto_synthetic: Responses,
 ) -> None:
     """Join prompts with both responses, row for row, and write the triplets.
 
@@ -133,25 +168,21 @@ def assemble_triplets(
         TSpinError: a response is missing or belongs to no prompt.
     """
     columns = {name: prompts[name] for name in prompts.column_names}
-    for name, shards in (("synthetic", synthetic), ("proto_synthetic", proto_synthetic)):
-        responses = pa.concat_tables([shard.table for shard in shards]).sort_by("row")
-        if responses["row"].to_pylist() != prompts["row"].to_pylist():
+    metadata: dict[str, Any] = {"prompts_fingerprint": fingerprint}
+    for name, responses in (("synthetic", synthetic), ("proto_synthetic", proto_synthetic)):
+        theirs = responses.made_with.get("prompts_fingerprint")
+        if (
+            theirs != fingerprint
+            or responses.table["row"].to_pylist() != prompts["row"].to_pylist()
+        ):
             raise TSpinError(
-                f"{shards[0].path.parent}: {responses.num_rows} {name} responses for "
-                f"{prompts.num_rows} prompts, or other rows; they belong to another data set"
+                f"{responses.source}: its {responses.table.num_rows} {name} responses are not "
+                f"those to the run's {prompts.num_rows} prompts; they belong to another data set"
             )
-        columns[name] = responses["text"]
-        columns[f"{name}_ids"] = responses["ids"]
-        columns[f"{name}_finish_reason"] = responses["finish_reason"]
-    write_table(
-        path,
-        pa.table(columns),
-        {
-            "prompts_fingerprint": fingerprint,
-            "synthetic": synthetic[0].made_with,
-            "proto_synthetic": proto_synthetic[0].made_with,
-        },
-    )
+        for suffix, column in zip(RESPONSE_COLUMNS, RESPONSES_SCHEMA.names[1:], strict=True):
+            columns[name + suffix] = responses.table[column]
+        metadata[name] = responses.made_with
+    write_table(path, pa.table(columns), metadata)
 
 
 def check_triplets(path: Path, prompts: Path) -> None:

@@ -152,7 +152,7 @@ class ChatEncoder:
         *,
         add_generation_prompt: bool,
     ) -> str:
-        return self._tokenizer.apply_chat_template(
+        text = self._tokenizer.apply_chat_template(
             messages,
             tools=tools,
             chat_template=self._template,
@@ -160,6 +160,8 @@ class ChatEncoder:
             tokenize=False,
             **self._kwargs,
         )
+        assert isinstance(text, str)
+        return text
 
     def _end_of_turn(self, eot_tokens: Sequence[str] | None) -> tuple[str, list[int]]:
         """What the template puts after an assistant's words, as text, and the token ids of it up
