@@ -56,9 +56,15 @@ def compare(config: Path, rows: int | None) -> None:
         comparisons = compare_policies(config, rows)
     except TSpinError as error:
         raise click.ClickException(str(error)) from error
-    table = Table("iteration", "policy", title=f"Means over {comparisons[0].rows} triplets")
-    for column in ("log π(y|x)", "log π(y′|x)", "log π(y0|x)", "current u", "historical v"):
-        table.add_column(column, justify="right")
+    table = Table(
+        "iteration",
+        "policy",
+        title=f"Means over the first {comparisons[0].rows} triplets of each iteration",
+        caption="y annotated, y′ synthetic, y0 proto-synthetic; u = log π(y) − log π(y′), "
+        "v = log π(y′) − log π(y0), in nats",
+    )
+    for column in ("log π(y)", "log π(y′)", "log π(y0)", "u", "v"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in comparisons:
         figures = [f"{figure:.2f}" for figure in (*row.logps, row.u, row.v)]
         table.add_row(str(row.iteration), row.policy, *figures, end_section=row.policy == "after")
