@@ -12,6 +12,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 use_environment() {
     local python=$1 axolotl=$2 extras=${3:-dev,quickstart}
     local key environment
+    # uv reads the system's certificates, as pip does (the second name is older uv's).
+    export UV_SYSTEM_CERTS=1 UV_NATIVE_TLS=1
     key=$( (cat "$root/pyproject.toml" "${BASH_SOURCE[0]}"; "$python" --version; echo "$axolotl $extras") \
         | sha256sum | cut -c1-12)
     environment=$environments/axolotl-$axolotl-$key

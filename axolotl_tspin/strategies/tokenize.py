@@ -83,6 +83,8 @@ class TripletDataset(DatasetWrappingStrategy):
             remove_columns=dataset.column_names,
             keep_in_memory=bool(keep_in_memory),
             desc="Encoding triplets",
+            # Axolotl keeps prepared rows; this cache would not notice a new version of our code.
+            load_from_cache_file=False,
         )
         kept = encoded.select(
             [i for i, dropped in enumerate(encoded["_dropped"]) if dropped is None]
