@@ -24,6 +24,7 @@ class Progress:
         self._total = total
         self._done = self._start_done = done
         self._tokens = 0
+        self._logged_rows: int | None = None
         self._started = self._logged = time.monotonic()
         self._console = Console(stderr=True)
         self._bar = RichProgress(
@@ -43,7 +44,8 @@ class Progress:
 
     def __exit__(self, *exc: object) -> None:
         self._bar.stop()
-        self._log()
+        if self._logged_rows != self._done:
+            self._log()
 
     def advance(self, rows: int, tokens: int) -> None:
         """Count a batch of sampled rows and their tokens."""
@@ -57,7 +59,7 @@ class Progress:
         return self._tokens / max(time.monotonic() - self._started, 1e-9)
 
     def _log(self) -> None:
-        self._logged = time.monotonic()
+        self._logged, self._logged_rows = time.monotonic(), self._done
         sampled = self._done - self._start_done
         elapsed = self._logged - self._started
         left = (self._total - self._done) * elapsed / sampled if sampled else 0.0
