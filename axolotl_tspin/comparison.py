@@ -1,20 +1,19 @@
 """What each iteration did: its triplets under the policy before and after the training."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from axolotl.cli.config import load_cfg
 from axolotl.cli.utils.load import load_model_and_tokenizer
-from axolotl.utils.dict import DictDefault
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.generation.store import read_table
-from axolotl_tspin.layouts import RESPONSES, TripletTokens, pad_triplets
-from axolotl_tspin.logps import triplet_logps
-from axolotl_tspin.resolve import prepare_generation
+from axolotl_tspin.generation.store import iterate_triplets
+from axolotl_tspin.layouts import RESPONSES, TripletTokens
+from axolotl_tspin.resolve import prepare_generation, read_yaml
 from axolotl_tspin.run_directory import Policy
+from axolotl_tspin.scoring import score_triplets
 
 TOKEN_COLUMNS = ["prompt_ids", *(f"{name}_ids" for name in RESPONSES)]
 
@@ -49,17 +48,31 @@ def compare(config_path: Path, rows: int | None = None) -> list[Comparison]:
     Raises:
         TSpinError: no iteration is trained yet.
     """
-    raw = DictDefault(yaml.safe_load(config_path.read_text()))
+    raw = read_yaml(config_path)
     adapter = raw.adapter
     plan = prepare_generation(raw)
     trained = [t for t in range(plan.config.iterations) if plan.run.step_of(t).step == "done"]
     if not trained:
         raise TSpinError(f"no iteration of the run in {plan.run.path} is trained yet")
+    kept = [
+        t
+        for t in trained
+        if all(plan.run.iteration(s).model.exists() for s in (t - 1, t) if s >= 0)
+    ]
+    if not kept:
+        raise TSpinError(
+            f"`t_spin.keep_models: {plan.config.keep_models}` let the policies go that could be "
+            "compared; two that follow each other are needed"
+        )
     cfg = load_cfg(raw)
     comparisons = []
-    for t in trained:
-        table, _ = read_table(plan.run.iteration(t).triplets("train"), TOKEN_COLUMNS)
-        triplets = [TripletTokens(*row.values()) for row in table.slice(0, rows).to_pylist()]
+    for t in kept:
+        triplets = [
+            TripletTokens(*row.values())
+            for row in islice(
+                iterate_triplets(plan.run.iteration(t).triplets("train"), TOKEN_COLUMNS), rows
+            )
+        ]
         for name, number in (("before", t - 1), ("after", t)):
             policy = plan.run.policy_after(number, plan.initial_policy, adapter=bool(adapter))
             logps = _logps(cfg, policy, adapter, triplets)
@@ -70,11 +83,10 @@ def compare(config_path: Path, rows: int | None = None) -> list[Comparison]:
 
 def sample_of(triplets: Path, row: int = 0) -> Sample:
     """A row of an iteration's triplets, for a person to read."""
-    table, _ = read_table(triplets, list(Sample._fields))
-    return Sample(**table.slice(row, 1).to_pylist()[0])
+    rows = iterate_triplets(triplets, list(Sample._fields))
+    return Sample(**next(islice(rows, row, None)))
 
 
-@torch.no_grad()
 def _logps(
     cfg: Any, policy: Policy, adapter: str | None, triplets: list[TripletTokens]
 ) -> torch.Tensor:
@@ -83,14 +95,6 @@ def _logps(
     cfg.lora_model_dir = policy.adapter_dir
     cfg.adapter = adapter if policy.adapter_dir else None
     model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
-    model.eval()
-    # Triplets of like length together, so that little is padding.
-    order = sorted(range(len(triplets)), key=lambda i: sum(map(len, triplets[i])))
-    logps = torch.empty(len(triplets), 3, dtype=torch.float64)
-    size = cfg.micro_batch_size
-    for start in range(0, len(order), size):
-        chunk = order[start : start + size]
-        batch = pad_triplets([triplets[i] for i in chunk], pad_token_id=tokenizer.pad_token_id)
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        logps[chunk] = triplet_logps(model, batch)[0].double().cpu()
-    return logps
+    return score_triplets(
+        model, triplets, pad_token_id=tokenizer.pad_token_id, batch_size=cfg.micro_batch_size
+    )

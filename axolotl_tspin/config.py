@@ -6,7 +6,7 @@ The README's table of keys is held to these fields by a test.
 import difflib
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 def nearest_key_message(key: str, known: list[str], where: str) -> str:
@@ -37,8 +37,10 @@ class StrictModel(BaseModel):
 class GenerationConfig(StrictModel):
     """`t_spin.generation`: how synthetic and proto-synthetic responses are sampled."""
 
-    backend: Literal["transformers"] = Field(
-        default="transformers", description="The engine that samples the responses."
+    backend: Literal["transformers", "vllm", "server"] = Field(
+        default="transformers",
+        description="The engine: transformers in this process, vLLM in a process of its own, or "
+        "a server with OpenAI's API.",
     )
     temperature: float = Field(
         default=1.0, ge=0, description="Sampling temperature; 0 means greedy decoding."
@@ -51,9 +53,77 @@ class GenerationConfig(StrictModel):
         ge=1,
         description="Most tokens in a response; `sequence_len` less the prompt also bounds it.",
     )
-    batch_size: int = Field(
-        default=16, ge=1, description="Prompts in one call of the engine (transformers backend)."
+    select: Literal["all", "fraction", "advantage"] = Field(
+        default="all",
+        description="Which prompts get a new synthetic response from iteration 1 on: `all`, a "
+        "random `fraction`, or the `fraction` with the largest current advantage.",
     )
+    fraction: float = Field(
+        default=1.0, gt=0, le=1, description="Share of the prompts that `select` takes."
+    )
+    deduplicate: bool = Field(
+        default=False,
+        description="Sample once for rows with the same prompt; they share the response.",
+    )
+    shard: str | None = Field(
+        default=None,
+        pattern=r"^\d+/[1-9]\d*$",
+        description="`i/n`: this process's share of the work, i from 0 (default: from SLURM's or "
+        "torchrun's environment, else all).",
+    )
+    batch_size: int | Literal["auto"] = Field(
+        default="auto",
+        description="Prompts in one batch (transformers); `auto` takes what memory allows.",
+    )
+    python: str | None = Field(
+        default=None, description="The interpreter of vLLM's environment (vllm; default: this one)."
+    )
+    servers: list[str] = Field(
+        default_factory=list,
+        description="Base URLs, such as `http://node1:8000/v1` (server).",
+    )
+    served_model: str | None = Field(
+        default=None,
+        description="The model's name on servers that do not tell which weights it has (server).",
+    )
+    server_command: str | None = Field(
+        default=None,
+        description="Starts a server before sampling and stops it after; `{model}` and "
+        "`{adapter}` stand for the policy's folders (server).",
+    )
+    api_key_env: str | None = Field(
+        default=None, description="Environment variable that holds the servers' key (server)."
+    )
+    concurrency: int = Field(
+        default=64, ge=1, description="Requests in flight on each server (server)."
+    )
+    timeout: float = Field(
+        default=600.0, gt=0, description="Seconds that one request may take (server)."
+    )
+    patience: float = Field(
+        default=900.0,
+        gt=0,
+        description="Seconds to go on trying while no server answers well (server).",
+    )
+
+    @field_validator("batch_size")
+    @classmethod
+    def _batch_size_is_positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"`{value}` prompts in a batch; expected at least 1, or `auto`")
+        return value
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> "GenerationConfig":
+        if self.select == "all" and self.fraction != 1.0:
+            raise ValueError(
+                "`fraction` has no effect with `select: all`; use `select: fraction` or `advantage`"
+            )
+        if self.backend == "server" and not self.servers:
+            raise ValueError("`backend: server` needs `servers`, a list of base URLs")
+        if self.shard and int(self.shard.split("/")[0]) >= int(self.shard.split("/")[1]):
+            raise ValueError(f"`shard: {self.shard}`: shards count from 0")
+        return self
 
 
 class ResolvedRun(StrictModel):
@@ -63,13 +133,14 @@ class ResolvedRun(StrictModel):
     been rewritten already, so that reading it again (a rank, a Ray worker) changes nothing.
     """
 
-    task: Literal["train", "generate"]
+    task: Literal["train", "generate", "import"]
     direct: bool = False
     iteration: int | None = None
     beta: float = 0.0
     initial_policy: str
     run_dir: str
     already_trained: bool = False
+    foreign: list[str] = Field(default_factory=list)
 
 
 class TSpinConfig(StrictModel):
@@ -102,10 +173,25 @@ class TSpinConfig(StrictModel):
         default="proto_synthetic",
         description="Column of a data set's proto-synthetic response, where it has one.",
     )
+    keep_models: Literal["all", "last"] | int = Field(
+        default="all",
+        description="How many trained iterations keep their weights: `all`, `last`, or a number.",
+    )
+    allow_foreign: bool = Field(
+        default=False,
+        description="Train on responses that this run's policies did not sample (recorded).",
+    )
     generation: GenerationConfig = Field(
         default_factory=GenerationConfig, description="How responses are sampled; see below."
     )
     resolved: ResolvedRun | None = Field(default=None, repr=False)
+
+    @field_validator("keep_models")
+    @classmethod
+    def _keeps_a_model(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"`{value}` models kept; the last one is always needed")
+        return value
 
     @model_validator(mode="after")
     def _pinned_iteration_is_one_of_the_run(self) -> "TSpinConfig":

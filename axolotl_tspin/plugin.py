@@ -9,8 +9,9 @@ from transformers import TrainerCallback
 
 from axolotl_tspin.config import ResolvedRun, TSpinConfig
 from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.fingerprints import policy_fingerprint
 from axolotl_tspin.resolve import RL_TYPE, prepare_training
-from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.run_directory import Policy, RunDirectory
 
 LOG = get_logger(__name__)
 
@@ -81,19 +82,34 @@ class TSpinPlugin(BasePlugin):
         if run is None:
             return
         self._post_train_calls += 1
-        _, resolved = run
+        config, resolved = run
         if self._post_train_calls < 2 or resolved.direct or cfg.local_rank != 0:
             return
         assert resolved.iteration is not None
-        RunDirectory(resolved.run_dir).iteration(resolved.iteration).mark_trained(
+        directory = RunDirectory(resolved.run_dir)
+        iteration = directory.iteration(resolved.iteration)
+        iteration.check_trained()
+        trained = Policy(cfg.base_model, str(iteration.model)) if cfg.adapter else None
+        iteration.mark_trained(
             {
                 "iteration": resolved.iteration,
+                "policy": policy_fingerprint(
+                    trained or Policy(str(iteration.model)),
+                    directory.fingerprints,
+                    cfg.revision_of_model,
+                ),
                 "beta": resolved.beta,
+                "accepted_foreign": resolved.foreign,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "log_history": self._log_history,
             }
         )
         LOG.info("T-SPIN: iteration %s is trained", resolved.iteration)
+        if config.keep_models != "all":
+            keep = 1 if config.keep_models == "last" else config.keep_models
+            dropped = directory.drop_models_before(resolved.iteration + 1 - keep)
+            if dropped:
+                LOG.info("T-SPIN: keep_models: dropped the models of iterations %s", dropped)
 
 
 class _KeepLogHistory(TrainerCallback):

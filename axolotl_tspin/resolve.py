@@ -5,10 +5,12 @@ place. `rl: t_spin` is taken away in the process, so that a second pass changes 
 """
 
 import hashlib
+import os
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import yaml
 from axolotl.utils.data.shared import load_dataset_with_config
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
@@ -19,8 +21,9 @@ from axolotl_tspin import __version__
 from axolotl_tspin.config import ResolvedRun, TSpinConfig, nearest_key_message
 from axolotl_tspin.contradictions import refuse_contradictions
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.generation.store import check_triplets
-from axolotl_tspin.run_directory import Due, Policy, RunDirectory, digest
+from axolotl_tspin.fingerprints import policy_fingerprint
+from axolotl_tspin.generation.store import Prompts, check_triplets
+from axolotl_tspin.run_directory import Due, Policy, RunDirectory, digest, write_atomically
 from axolotl_tspin.strategies import DATASET_KEYS, PUBLIC_STRATEGIES
 
 LOG = get_logger(__name__)
@@ -62,8 +65,34 @@ class GenerationPlan(NamedTuple):
     due: Due
     policy: Policy
     initial_policy: Policy
+    revision: str | None
     identity: dict[str, Any]
     with_test: bool
+
+    def check_policy(self) -> str:
+        """The fingerprint of the policy to sample from; see `check_start_policy`."""
+        return check_start_policy(
+            self.run,
+            self.due.iteration,
+            self.policy,
+            self.revision,
+            allow_foreign=self.config.allow_foreign,
+        )
+
+
+def read_yaml(path: str | Path) -> DictDefault:
+    """A YAML as the user wrote it; TSpinError where it is not one of `rl: t_spin`."""
+    raw = DictDefault(yaml.safe_load(Path(path).read_text()))
+    if raw.rl != RL_TYPE:
+        raise TSpinError(f"{path}: `rl: {raw.rl}`; `axolotl t-spin` needs `rl: t_spin`")
+    return raw
+
+
+def inspect_run(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory]:
+    """A YAML's settings and its run directory, with nothing else looked at."""
+    if not cfg.get("output_dir"):
+        raise TSpinError("`output_dir` is missing from the YAML; `rl: t_spin` needs it")
+    return parse_t_spin(cfg), RunDirectory(cfg["output_dir"])
 
 
 def parse_t_spin(cfg: RawConfig) -> TSpinConfig:
@@ -110,12 +139,13 @@ def prepare_training(cfg: RawConfig) -> None:
             "generate` with this YAML first. (To use an earlier iteration's policy instead, pin "
             "it with `t_spin.iteration`)"
         )
-    for split in run.splits():
-        check_triplets(iteration.triplets(split), run.prompts(split))
     done = due.step == "done"
     adapter = bool(cfg.get("adapter"))
     policy = run.policy_after(due.iteration - (not done), initial, adapter=adapter)
-    _resolve(cfg, config, "train", run, initial, due.iteration, already_trained=done)
+    foreign = [] if done else _check_triplets(cfg, config, run, due.iteration, policy)
+    _resolve(
+        cfg, config, "train", run, initial, due.iteration, already_trained=done, foreign=foreign
+    )
     for split, key in (("train", "datasets"), ("test", "test_datasets")):
         if split in run.splits():
             cfg[key] = [_triplets_entry(iteration.triplets(split))]
@@ -129,6 +159,8 @@ def prepare_training(cfg: RawConfig) -> None:
     cfg["dataset_prepared_path"] = _prepared_path(
         cfg, [iteration.triplets(split) for split in run.splits()]
     )
+    if not done and int(os.environ.get("RANK", 0)) == 0:
+        _write_training_config(iteration.training_config, cfg)
     LOG.info(
         "T-SPIN iteration %s of %s (beta %s)\n  triplets: %s\n  policy: %s\n  output: %s%s",
         due.iteration,
@@ -169,7 +201,92 @@ def prepare_generation(cfg: RawConfig) -> GenerationPlan:
     with_test = bool(cfg.get("test_datasets")) and not (
         run.exists() or _have_responses(cfg, "test_datasets", config)
     )
-    return GenerationPlan(config, run, due, policy, initial, identity, with_test)
+    revision = cfg.get("revision_of_model")
+    return GenerationPlan(config, run, due, policy, initial, revision, identity, with_test)
+
+
+def prepare_import(cfg: RawConfig) -> GenerationPlan:
+    """Point Axolotl at annotated data that already has its responses, to begin a run with.
+
+    Raises:
+        TSpinError: there is a run already, or the data sets have no responses.
+    """
+    config, run, initial, identity = _begin(cfg)
+    identity |= _data_digests([*cfg["datasets"], *(cfg.get("test_datasets") or [])])
+    if run.exists():
+        raise TSpinError(f"{run.path} holds a run already; import into another `output_dir`")
+    for key in ("datasets", "test_datasets"):
+        if cfg.get(key) and not _have_responses(cfg, key, config):
+            raise TSpinError(
+                f"`{key}`: not all have the columns '{config.field_synthetic}' and "
+                f"'{config.field_proto_synthetic}' (or `generated`, with `type: t_spin.spin`); "
+                "there is nothing to import"
+            )
+    with_test = bool(cfg.get("test_datasets"))
+    _resolve(cfg, config, "import", run, initial, 0)
+    start_from(cfg, initial, initial)
+    cfg["dataset_prepared_path"] = str(run.path / "prepared")
+    revision = cfg.get("revision_of_model")
+    due = Due(0, "generate")
+    return GenerationPlan(config, run, due, initial, initial, revision, identity, with_test)
+
+
+def check_start_policy(
+    run: RunDirectory,
+    number: int,
+    policy: Policy,
+    revision: str | None,
+    *,
+    allow_foreign: bool,
+) -> str:
+    """The fingerprint of the policy that iteration `number` starts from.
+
+    Raises:
+        TSpinError: its weights are not those that the run began with or that the iteration before
+            trained.
+    """
+    fingerprint = policy_fingerprint(policy, run.fingerprints, revision)
+    if number == 0:
+        recorded, origin = run.initial_policy(), "the run began with"
+    else:
+        recorded = run.iteration(number - 1).training_record()["policy"]
+        origin = f"iteration {number - 1} trained"
+    if fingerprint != recorded and not allow_foreign:
+        raise TSpinError(
+            f"the weights in {policy} (fingerprint {fingerprint}) are not those that {origin} "
+            f"({recorded}). Put these back; or go on with the ones that are there with "
+            "`t_spin.allow_foreign: true`, which is recorded"
+        )
+    return fingerprint
+
+
+def _check_triplets(
+    cfg: RawConfig, config: TSpinConfig, run: RunDirectory, number: int, policy: Policy
+) -> list[str]:
+    """Refuse triplets that the run's policies did not sample; what `allow_foreign` let pass."""
+    start = check_start_policy(
+        run, number, policy, cfg.get("revision_of_model"), allow_foreign=config.allow_foreign
+    )
+    earlier = [run.iteration(t).training_record()["policy"] for t in range(number)]
+    findings = []
+    for split in run.splits():
+        findings += check_triplets(
+            run.iteration(number).triplets(split),
+            Prompts(run.prompts(split)),
+            initial_policy=run.initial_policy(),
+            start_policy=start,
+            earlier_policies=[run.initial_policy(), *earlier],
+            allow_foreign=config.allow_foreign,
+        )
+    for finding in findings:
+        LOG.warning("T-SPIN: accepted by `t_spin.allow_foreign`: %s", finding)
+    return findings
+
+
+def _write_training_config(path: Path, cfg: RawConfig) -> None:
+    """The YAML as it is trained with: `axolotl train` on this file repeats the step."""
+    text = yaml.safe_dump(_plain(dict(cfg)), sort_keys=False, allow_unicode=True)
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def start_from(cfg: RawConfig, policy: Policy, initial: Policy) -> None:
@@ -198,11 +315,11 @@ def _begin(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory, Policy, dict[str,
 def _resolve(
     cfg: RawConfig,
     config: TSpinConfig,
-    task: Literal["train", "generate"],
+    task: Literal["train", "generate", "import"],
     run: RunDirectory,
     initial: Policy,
     iteration: int | None,
-    **flags: bool,
+    **flags: Any,
 ) -> None:
     """Leave the outcome in `t_spin.resolved` and take `rl` away."""
     beta = config.beta
@@ -311,6 +428,8 @@ def _data_digests(entries: list[RawConfig]) -> dict[str, str]:
 def _plain(value: Any) -> Any:
     if isinstance(value, DictDefault):
         return value.to_dict()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value

@@ -1,10 +1,13 @@
 """The run directory (`output_dir`): what it holds, and which step its contents say is due.
 
     t_spin.json                      what the run is: its configuration's identity, versions
+    fingerprints.json                fingerprints of weights that were read once
     prompts/train.parquet            the annotated data as token ids, frozen at the first step
     iteration_0/
-        responses/train/*.parquet    sampled responses, shard by shard
+        selection/train.parquet      the rows to sample, where `select` is not `all`
+        responses/train/block_*      sampled responses, block by block
         triplets/train.parquet       complete triplets; its existence ends the generation step
+        train.yml                    the resolved YAML of the training
         model/                       Axolotl's output folder: checkpoints and the trained policy
         trained.json                 its existence ends the training step
 
@@ -14,13 +17,14 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from axolotl_tspin.errors import TSpinError
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "test")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -54,6 +58,13 @@ class Iteration(NamedTuple):
     def triplets(self, split: str) -> Path:
         return self.path / "triplets" / f"{split}.parquet"
 
+    def selection(self, split: str) -> Path:
+        return self.path / "selection" / f"{split}.parquet"
+
+    @property
+    def training_config(self) -> Path:
+        return self.path / "train.yml"
+
     @property
     def model(self) -> Path:
         return self.path / "model"
@@ -72,8 +83,12 @@ class Iteration(NamedTuple):
         ]
         return max(checkpoints, key=lambda path: int(path.name.split("-")[-1]), default=None)
 
-    def mark_trained(self, record: Mapping[str, Any]) -> None:
-        """Ends the training step, once the policy's files are all there."""
+    def training_record(self) -> dict[str, Any]:
+        """What `mark_trained` kept of a trained iteration."""
+        return json.loads(self.trained_marker.read_text())
+
+    def check_trained(self) -> None:
+        """Raises TSpinError unless the policy's files are all there."""
         adapter = (self.model / "adapter_config.json").exists() and any(
             (self.model / name).exists() for name in ADAPTER_WEIGHTS
         )
@@ -86,6 +101,13 @@ class Iteration(NamedTuple):
                 f"one of {', '.join(WEIGHTS)}, or adapter_config.json with one of "
                 f"{', '.join(ADAPTER_WEIGHTS)}"
             )
+
+    def mark_trained(self, record: Mapping[str, Any]) -> None:
+        """Ends the training step.
+
+        Args:
+            record: at least `policy`, the fingerprint of what was trained.
+        """
         write_json(self.trained_marker, record)
 
 
@@ -99,6 +121,7 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.manifest = self.path / "t_spin.json"
+        self.fingerprints = self.path / "fingerprints.json"
 
     def exists(self) -> bool:
         """Whether a run has begun here, that is whether its prompts are frozen."""
@@ -127,11 +150,27 @@ class RunDirectory:
                 f"({error.strerror}); free the place or name another"
             ) from error
 
-    def begin(self, identity: Mapping[str, Any], versions: Mapping[str, str]) -> None:
-        """Record what the run is; from here on it exists."""
+    def begin(
+        self, identity: Mapping[str, Any], versions: Mapping[str, str], *, initial_policy: str
+    ) -> None:
+        """Record what the run is; from here on it exists.
+
+        Args:
+            initial_policy: the fingerprint of θ0's weights.
+        """
         write_json(
-            self.manifest, {"format": FORMAT, "identity": dict(identity), "versions": versions}
+            self.manifest,
+            {
+                "format": FORMAT,
+                "identity": dict(identity),
+                "versions": versions,
+                "initial_policy": initial_policy,
+            },
         )
+
+    def initial_policy(self) -> str:
+        """The fingerprint of the policy that the run began with."""
+        return json.loads(self.manifest.read_text())["initial_policy"]
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
         """Refuse a run directory that another configuration made.
@@ -189,6 +228,13 @@ class RunDirectory:
             return self.step_of(pinned)
         steps = [self.step_of(number) for number in range(iterations)]
         return next((due for due in steps if due.step != "done"), steps[-1])
+
+    def drop_models_before(self, number: int) -> list[int]:
+        """Delete the policies of the iterations before `number`; which ones had any."""
+        dropped = [t for t in range(number) if self.iteration(t).model.exists()]
+        for t in dropped:
+            shutil.rmtree(self.iteration(t).model)
+        return dropped
 
     def policy_after(self, number: int, initial: Policy, *, adapter: bool) -> Policy:
         """The policy that iteration `number` trained; −1 is the initial policy.

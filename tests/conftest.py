@@ -11,8 +11,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from axolotl_tspin.fingerprints import policy_fingerprint
+from axolotl_tspin.run_directory import Policy, RunDirectory
 
 ROOT = Path(__file__).parent.parent
 WORD_PROBLEMS = ROOT / "examples" / "data" / "word_problems.jsonl"
@@ -79,6 +83,23 @@ def tiny_llama(vocab_size: int, seed: int = 0) -> LlamaForCausalLM:
             tie_word_embeddings=False,
         )
     )
+
+
+def pretend_trained(run: RunDirectory, number: int, base_model: Path | None = None) -> None:
+    """Puts a trained policy in place of a training: another tiny Llama, or (with `base_model`) an
+    adapter on that."""
+    iteration = run.iteration(number)
+    if base_model is None:
+        tiny_llama(600, seed=number + 5).save_pretrained(iteration.model)
+        policy = Policy(str(iteration.model))
+    else:
+        iteration.model.mkdir(parents=True)
+        save_file({"lora_A": torch.ones(2, 2)}, iteration.model / "adapter_model.safetensors")
+        (iteration.model / "adapter_config.json").write_text('{"r": 2}')
+        policy = Policy(str(base_model), str(iteration.model))
+    iteration.check_trained()
+    fingerprint = policy_fingerprint(policy, run.fingerprints)
+    iteration.mark_trained({"policy": fingerprint, "log_history": []})
 
 
 @pytest.fixture(scope="session")

@@ -3,17 +3,28 @@
 import importlib.util
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
 from axolotl.utils.config import prepare_plugins, validate_config
 from axolotl.utils.dict import DictDefault
-from conftest import ROOT, WORD_PROBLEMS
+from conftest import ROOT, WORD_PROBLEMS, tiny_llama
 
-from axolotl_tspin.generation.store import freeze_prompts, write_table
+from axolotl_tspin.fingerprints import policy_fingerprint
+from axolotl_tspin.generation.blocks import block_path
+from axolotl_tspin.generation.store import (
+    RESPONSES_SCHEMA,
+    Prompts,
+    Sources,
+    assemble_triplets,
+    freeze_prompts,
+    prompt_hash,
+)
 from axolotl_tspin.plugin import _settings
-from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.run_directory import Policy, RunDirectory
 from axolotl_tspin.strategies.encoding import PAPER_TEMPLATE, ChatEncoder
+from axolotl_tspin.tables import write_table
 
 YAMLS = sorted((ROOT / "examples" / "yaml").glob("*.yml"))
 
@@ -50,11 +61,32 @@ def test_an_example_resolves_and_passes_axolotls_validation(path, tmp_path):
     """With a run already begun, so that neither the data nor the model has to be fetched."""
     cfg = DictDefault(yaml.safe_load(path.read_text()))
     run = RunDirectory(tmp_path / "run")
+    model = tmp_path / "model"
+    tiny_llama(50).save_pretrained(model)
+    cfg["tokenizer_config"], cfg["base_model"] = cfg["base_model"], str(model)
+    fingerprint = policy_fingerprint(Policy(str(model)), run.fingerprints)
+    run.begin({}, {}, initial_policy=fingerprint)
     row = {"prompt": "p", "annotated": "a", "input_ids": [1, 2], "labels": [-100, 2], "end_id": 2}
-    freeze_prompts(run.prompts("train"), [row])
-    fingerprint = pa.parquet.read_schema(run.prompts("train")).metadata[b"t_spin"]
-    write_table(run.iteration(0).triplets("train"), pa.table({"row": [0]}), json.loads(fingerprint))
-    run.begin({}, {})
+    freeze_prompts(run.prompts("train"), [row | {"prompt_messages": ""}], 1)
+    prompts = Prompts(run.prompts("train"))
+    response = {
+        "row": 0,
+        "prompt_hash": prompt_hash([1]),
+        "text": "b",
+        "ids": [3],
+        "finish_reason": "length",
+        "tokens": 1,
+        "iteration": 0,
+        "policy": fingerprint,
+        "sampling": "{}",
+        "engine": "none",
+    }
+    block = block_path(run.iteration(0).responses("train"), 0)
+    responses = pa.Table.from_pylist([response], schema=RESPONSES_SCHEMA)
+    write_table(block, responses, {"seconds": 0.0})
+    everything = np.ones(1, dtype=bool)
+    sources = Sources(lambda number: block, everything, np.arange(1), None, None)
+    assemble_triplets(run.iteration(0).triplets("train"), prompts, sources, {})
     cfg["output_dir"] = str(run.path)
     prepare_plugins(cfg)
     cfg = validate_config(cfg)

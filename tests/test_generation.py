@@ -1,5 +1,6 @@
 """The generation step with a real (tiny) policy: same responses however often it is stopped."""
 
+import json
 import os
 import shutil
 import signal
@@ -7,20 +8,22 @@ import subprocess
 import sys
 import time
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, conversations, tiny_llama, write_jsonl
+from conftest import ROOT, conversations, pretend_trained, tiny_llama, write_jsonl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.generation import step
-from axolotl_tspin.generation.engine import TransformersEngine
+from axolotl_tspin.generation import store
+from axolotl_tspin.generation.blocks import rows_done
+from axolotl_tspin.generation.shards import Shard
 from axolotl_tspin.generation.step import generate
-from axolotl_tspin.generation.store import read_table, write_table
+from axolotl_tspin.resolve import prepare_training, read_yaml
 from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.tables import TableWriter, read_table
 
 
 def rows_of(path) -> list[dict]:
@@ -28,8 +31,10 @@ def rows_of(path) -> list[dict]:
 
 
 @pytest.fixture(autouse=True)
-def _a_shard_for_every_batch(monkeypatch):
-    monkeypatch.setattr(step, "SECONDS_BETWEEN_SHARDS", 0.0)
+def _small_blocks(monkeypatch):
+    """Blocks of four rows, so that a few rows are several blocks."""
+    monkeypatch.setattr(store, "SMALLEST_BLOCK", 4)
+    monkeypatch.setattr(store, "BLOCKS_AT_LEAST", 1000)
 
 
 @pytest.fixture
@@ -74,62 +79,60 @@ def test_generating_again_does_nothing(run):
 )
 @given(lost=st.sets(st.integers(0, 2)), damaged=st.sets(st.integers(0, 2)))
 def test_a_resumed_step_gives_what_an_uninterrupted_one_gives(run, lost, damaged):
-    """Whatever shards are missing or torn, their rows and no others are made again, the same."""
+    """Whatever blocks are missing or torn, their rows and no others are made again, the same."""
     path, directory = run
     iteration = directory.iteration(0)
     whole = rows_of(iteration.triplets("train"))
-    shards = sorted(iteration.responses("train").glob("*.parquet"))
-    assert len(shards) == 3
-    kept = {s: s.read_bytes() for i, s in enumerate(shards) if i not in lost | damaged}
-    for i, shard in enumerate(shards):
+    blocks = sorted(iteration.responses("train").glob("*.parquet"))
+    assert len(blocks) == 3
+    kept = {b: b.read_bytes() for i, b in enumerate(blocks) if i not in lost | damaged}
+    for i, block in enumerate(blocks):
         if i in damaged:
-            shard.write_bytes(shard.read_bytes()[:-20])
+            data = bytearray(block.read_bytes())
+            data[len(data) // 3] ^= 1
+            block.write_bytes(data)
         elif i in lost:
-            shard.unlink()
+            block.unlink()
     iteration.triplets("train").unlink()
     generated = generate(path).generated
     assert generated == sum((4, 4, 2)[i] for i in lost | damaged)
     assert rows_of(iteration.triplets("train")) == whole
-    assert all(s.read_bytes() == data for s, data in kept.items())
+    assert all(b.read_bytes() == data for b, data in kept.items())
     for torn in iteration.responses("train").glob("*.damaged"):
         torn.unlink()
 
 
 def test_a_killed_step_goes_on_where_it_was(make_yaml, tmp_path):
-    """SIGKILL in the middle of sampling, in a process of its own."""
-    path = make_yaml(rows=24, t_spin={"generation": {"max_new_tokens": 40, "batch_size": 1}})
-    uninterrupted = make_yaml(
-        rows=24,
-        name="whole.yml",
-        output_dir=str(tmp_path / "whole"),
-        t_spin={"generation": {"max_new_tokens": 40, "batch_size": 1}},
-    )
+    """SIGKILL in the middle of a block; no response that was made is made again."""
+    keys = {"rows": 24, "t_spin": {"generation": {"max_new_tokens": 40, "batch_size": 1}}}
+    path = make_yaml(**keys)
+    whole = make_yaml(name="whole.yml", output_dir=str(tmp_path / "whole"), **keys)
     code = (
-        "import sys; from axolotl_tspin.generation import step; "
-        "step.SECONDS_BETWEEN_SHARDS = 0.0; step.generate(sys.argv[1])"
+        "import sys; from axolotl_tspin.generation import step, store; "
+        "store.SMALLEST_BLOCK = 4; store.BLOCKS_AT_LEAST = 1000; step.generate(sys.argv[1])"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=tmp_path)
-    shards = RunDirectory(tmp_path / "out").iteration(0).responses("train")
+    folder = RunDirectory(tmp_path / "out").iteration(0).responses("train")
     deadline = time.monotonic() + 180
-    while len(list(shards.glob("*.parquet"))) < 3 and time.monotonic() < deadline:
+    while rows_done(folder)[0] < 6 and time.monotonic() < deadline:
         assert process.poll() is None, "the step ended before it could be killed"
-        time.sleep(0.01)
+        time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    made = len(list(shards.glob("*.parquet")))
-    assert 3 <= made < 24
+    made = rows_done(folder)[0]
+    assert 6 <= made < 24
     assert generate(path).generated == 24 - made
-    generate(uninterrupted)
-    assert rows_of(tmp_path / "out/iteration_0/triplets/train.parquet") == rows_of(
-        tmp_path / "whole/iteration_0/triplets/train.parquet"
-    )
+    generate(whole)
+    triplets = "iteration_0/triplets/train.parquet"
+    assert rows_of(tmp_path / "out" / triplets) == rows_of(tmp_path / "whole" / triplets)
+    left = sorted(p.name for p in folder.iterdir())
+    assert left == [f"block_{number:06d}.parquet" for number in range(6)]
 
 
 def test_the_second_iteration_keeps_the_anchor(run, policy_dir):
     path, directory = run
     first = directory.iteration(0)
-    tiny_llama(600, seed=5).save_pretrained(first.model)
-    first.mark_trained({})
+    pretend_trained(directory, 0)
     outcome = generate(path)
     assert (outcome.iteration, outcome.generated) == (1, 10)
     before, after = (rows_of(directory.iteration(t).triplets("train")) for t in (0, 1))
@@ -137,16 +140,21 @@ def test_the_second_iteration_keeps_the_anchor(run, policy_dir):
         assert new["prompt_ids"] == old["prompt_ids"]
         assert new["proto_synthetic_ids"] == old["proto_synthetic_ids"]
     assert [r["synthetic_ids"] for r in after] != [r["synthetic_ids"] for r in before]
-    _, metadata = read_table(directory.iteration(1).triplets("train"))
-    assert metadata["synthetic"]["policy"] == "iteration_0"
-    assert metadata["proto_synthetic"]["policy"] == "initial"
+    initial, trained = directory.initial_policy(), first.training_record()["policy"]
+    for row in after:
+        assert (row["synthetic_policy"], row["synthetic_iteration"]) == (trained, 1)
+        assert (row["proto_synthetic_policy"], row["proto_synthetic_iteration"]) == (initial, 0)
+        assert row["synthetic_engine"].startswith("transformers ")
+        assert json.loads(row["synthetic_sampling"])["temperature"] == 1.0
+        assert row["synthetic_tokens"] == len(row["synthetic_ids"]) - (
+            row["synthetic_finish_reason"] == "stop"
+        )
 
 
 def test_the_anchor_is_never_made_anew_and_can_be_put_together_again(run):
     path, directory = run
     first = directory.iteration(0)
-    tiny_llama(600, seed=5).save_pretrained(first.model)
-    first.mark_trained({})
+    pretend_trained(directory, 0)
     triplets = first.triplets("train")
     whole = rows_of(triplets)
     triplets.write_bytes(triplets.read_bytes()[:50])
@@ -172,45 +180,144 @@ def test_other_sampling_settings_are_refused_in_a_half_sampled_iteration(run, ma
     assert generate(make_yaml(rows=10)).generated == 0
 
 
-def test_shards_of_another_data_set_are_refused(run, make_yaml, tmp_path):
+def test_blocks_of_another_data_set_are_refused(run, make_yaml, tmp_path):
     path, directory = run
     other = make_yaml(rows=8, name="other.yml", output_dir=str(tmp_path / "other"))
     generate(other)
     theirs = RunDirectory(tmp_path / "other").iteration(0)
     ours = directory.iteration(0)
     ours.triplets("train").unlink()
-    shard = next(theirs.responses("train").glob("*.parquet"))
-    shutil.copy(shard, ours.responses("train") / "stray.parquet")
-    with pytest.raises(TSpinError, match=r"stray\.parquet: .*prompts_fingerprint"):
+    block = next(theirs.responses("train").glob("*.parquet"))
+    shutil.copy(block, ours.responses("train"))
+    with pytest.raises(TSpinError, match=rf"{block.name}: .*prompts_fingerprint"):
         generate(path)
 
 
-def test_triplets_of_another_data_set_or_damaged_ones_are_refused(run, make_yaml, tmp_path):
-    from axolotl.utils.dict import DictDefault
-    from test_resolve import read
-
-    from axolotl_tspin.resolve import prepare_training
-
+def test_triplets_of_another_data_set_or_damaged_ones_are_refused(run):
     path, directory = run
     triplets = directory.iteration(0).triplets("train")
     whole = triplets.read_bytes()
     table, metadata = read_table(triplets)
-    write_table(triplets, table.slice(0, 9), metadata)
-    with pytest.raises(TSpinError, match=r"\(9 rows\) does not belong to .* \(10 rows\)"):
-        prepare_training(read(path))
-    write_table(triplets, table, metadata | {"prompts_fingerprint": "other"})
-    with pytest.raises(TSpinError, match="made for another data set"):
-        prepare_training(read(path))
+
+    def refused(message, table=table, **changed):
+        with TableWriter(triplets, table.schema) as writer:
+            for start in range(0, 10, 4):
+                writer.write(table.slice(start, 4))
+            writer.close(metadata | changed)
+        with pytest.raises(TSpinError, match=message):
+            prepare_training(read_yaml(path))
+
+    refused(r"\(9 rows\) does not belong to .* \(10 rows\)", rows=9)
+    refused("made for another data set", prompts_fingerprint="other")
+
+    def with_column(name, values):
+        index = table.column_names.index(name)
+        return table.set_column(index, table.schema.field(name), pa.array(values))
+
+    hashes = table["prompt_hash"].to_pylist()
+    refused(
+        "row 8 answers another prompt",
+        with_column("prompt_hash", [*hashes[:8], hashes[9], hashes[8]]),
+    )
+    ours = table["synthetic_policy"].to_pylist()
+    foreign = ["feed"] * 6 + ours[6:]
+    refused(
+        r"6 synthetic responses \(rows 0, 1, 2, 3, 4, … 5\) were sampled by the policy feed",
+        with_column("synthetic_policy", foreign),
+    )
+    refused(
+        r"6 proto_synthetic responses .* the policy that this iteration anchors to",
+        with_column("proto_synthetic_policy", foreign),
+    )
+    allowed = read_yaml(path)
+    allowed["t_spin"]["allow_foreign"] = True
+    prepare_training(allowed)
+    [finding] = allowed.t_spin.resolved.foreign
+    assert finding.startswith("6 proto_synthetic responses"), "what was accepted is recorded"
+
     triplets.write_bytes(whole[:100])
     with pytest.raises(TSpinError, match=r"train\.parquet cannot be read"):
-        prepare_training(read(path))
+        prepare_training(read_yaml(path))
     triplets.write_bytes(whole)
-    prepare_training(read(path))
+    prepare_training(read_yaml(path))
 
     prompts = directory.prompts("train")
     prompts.write_bytes(prompts.read_bytes()[:100])
     with pytest.raises(TSpinError, match=r"prompts/train\.parquet cannot be read"):
-        prepare_training(DictDefault(read(path)))
+        prepare_training(read_yaml(path))
+
+
+def test_weights_that_were_changed_in_their_folder_are_refused(run, policy_dir):
+    path, directory = run
+    pretend_trained(directory, 0)
+    tiny_llama(600, seed=77).save_pretrained(directory.iteration(0).model)
+    with pytest.raises(TSpinError, match="are not those that iteration 0 trained"):
+        generate(path)
+
+
+def test_many_processes_share_one_run(make_yaml, tmp_path):
+    """Two shards, one after the other; the second one finds all complete and ends the step."""
+    path = make_yaml(rows=14)
+    first = generate(path, Shard(0, 2))
+    assert (first.due, first.generated) == ("generate", 8)
+    second = generate(path, Shard(1, 2))
+    assert (second.due, second.generated) == ("train", 6)
+    whole = make_yaml(rows=14, name="whole.yml", output_dir=str(tmp_path / "whole"))
+    generate(whole)
+    triplets = "iteration_0/triplets/train.parquet"
+    assert rows_of(tmp_path / "out" / triplets) == rows_of(tmp_path / "whole" / triplets)
+
+
+@pytest.mark.parametrize("select", ["fraction", "advantage"])
+def test_unselected_prompts_keep_their_last_response(make_yaml, tmp_path, select):
+    generation = {"max_new_tokens": 12, "batch_size": 4, "select": select, "fraction": 0.3}
+    path = make_yaml(rows=10, t_spin={"iterations": 3, "generation": generation})
+    directory = RunDirectory(tmp_path / "out")
+    assert generate(path).generated == 10, "iteration 0 needs all"
+    pretend_trained(directory, 0)
+    assert generate(path).generated == 3
+    before, after = (rows_of(directory.iteration(t).triplets("train")) for t in (0, 1))
+    new = [row["row"] for row in after if row["synthetic_iteration"] == 1]
+    assert len(new) == 3
+    for old, row in zip(before, after, strict=True):
+        if row["row"] not in new:
+            assert {k: v for k, v in row.items() if k.startswith("synthetic")} == {
+                k: v for k, v in old.items() if k.startswith("synthetic")
+            }
+    prepare_training(read_yaml(path))
+    if select == "advantage":
+        trained = tiny_llama(600, seed=5).double().eval()
+        advantages = [
+            plain_logp(trained, row["prompt_ids"], row["annotated_ids"])
+            - plain_logp(trained, row["prompt_ids"], row["synthetic_ids"])
+            for row in before
+        ]
+        assert sorted(new) == sorted(sorted(range(10), key=lambda i: -advantages[i])[:3])
+
+
+def plain_logp(policy, prompt: list[int], response: list[int]) -> float:
+    """Σ log π of a response's tokens, one by one."""
+    with torch.no_grad():
+        logits = policy(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+    positions = range(len(prompt) - 1, len(prompt) + len(response) - 1)
+    return sum(logits[p, token].item() for p, token in zip(positions, response, strict=True))
+
+
+def test_rows_with_one_prompt_share_a_response_where_that_is_asked_for(make_yaml, tmp_path):
+    rows = conversations(4)
+    data = write_jsonl(tmp_path / "data.jsonl", [*rows, rows[1], rows[1], rows[3]])
+    entry = {"path": str(data), "type": "t_spin.chat_template"}
+    generation = {"max_new_tokens": 12, "batch_size": 4, "deduplicate": True}
+    path = make_yaml(
+        datasets=[entry], t_spin={"generation": generation}, dataset_exact_deduplication=False
+    )
+    assert generate(path).generated == 4
+    triplets = rows_of(tmp_path / "out/iteration_0/triplets/train.parquet")
+    assert len(triplets) == 7
+    responses = {}
+    for row in triplets:
+        responses.setdefault(row["prompt"], set()).add(tuple(row["synthetic_ids"]))
+    assert len(responses) == 4 and all(len(r) == 1 for r in responses.values())
 
 
 def test_an_output_folder_that_cannot_be_written_to_is_refused_before_anything(make_yaml, tmp_path):
@@ -236,52 +343,3 @@ def test_the_script_is_the_command(make_yaml, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert "Error: `datasets[0].type: t_spin.chat` is not a type of" in done.stderr
-
-
-def sampled(policy, prompts, seed=0, limit=9, **sampling):
-    engine = TransformersEngine(
-        policy, pad_token_id=0, sampling=GenerationConfig(batch_size=4, **sampling)
-    )
-    return engine.sample(
-        prompts, max_new_tokens=[limit] * len(prompts), stop_token_ids=[2], seed=seed
-    )
-
-
-def test_greedy_sampling_follows_the_argmax_whatever_else_is_in_the_batch():
-    policy = tiny_llama(50).double()
-    prompts = [[1, 7, 8, 9], [1, 30], [1, 12, 13]]
-    together = sampled(policy, prompts, temperature=0)
-    for prompt, response in zip(prompts, together, strict=True):
-        ids = list(prompt)
-        with torch.no_grad():
-            for _ in range(9):
-                ids.append(policy(torch.tensor([ids])).logits[0, -1].argmax().item())
-        expected = ids[len(prompt) :]
-        ended = 2 in expected
-        assert response.ids == expected[: expected.index(2)] if ended else expected
-        assert response.finish_reason == ("stop" if ended else "length")
-
-
-def test_the_checkpoints_own_generation_config_adds_nothing():
-    policy = tiny_llama(50)
-    plain = sampled(policy, [[1, 7]] * 64, limit=1)
-    policy.generation_config.top_k = 1
-    policy.generation_config.repetition_penalty = 9.0
-    assert sampled(policy, [[1, 7]] * 64, limit=1) == plain
-    assert len({tuple(r.ids) for r in plain}) > 3
-
-
-def test_samples_follow_the_policys_distribution():
-    """Frequencies of first tokens against softmax(logits), at temperature 1 and 0.5."""
-    policy = tiny_llama(12)
-    with torch.no_grad():
-        logits = policy(torch.tensor([[1, 7]])).logits[0, -1].double()
-    n = 4000
-    for temperature in (1.0, 0.5):
-        responses = sampled(policy, [[1, 7]] * n, limit=1, temperature=temperature)
-        counts = torch.zeros(12)
-        for response in responses:
-            counts[response.ids[0] if response.ids else 2] += 1
-        expected = (logits / temperature).softmax(0)
-        error = (counts / n - expected).abs()
-        assert (error < 5 * (expected * (1 - expected) / n).sqrt() + 1e-4).all()

@@ -7,7 +7,7 @@ import yaml
 from axolotl.integrations.base import PluginManager
 from axolotl.utils.config import prepare_plugins, validate_config
 from axolotl.utils.dict import DictDefault
-from conftest import WORD_PROBLEMS, conversations, write_jsonl
+from conftest import WORD_PROBLEMS, conversations, pretend_trained, write_jsonl
 
 from axolotl_tspin import TSpinPlugin
 from axolotl_tspin.errors import TSpinError
@@ -27,14 +27,6 @@ def register(path) -> DictDefault:
     cfg = read(path)
     TSpinPlugin().register(cfg)
     return cfg
-
-
-def pretend_trained(run: RunDirectory, number: int, files=("config.json", "model.safetensors")):
-    iteration = run.iteration(number)
-    iteration.model.mkdir(parents=True)
-    for name in files:
-        (iteration.model / name).touch()
-    iteration.mark_trained({})
 
 
 @pytest.fixture
@@ -113,6 +105,10 @@ def test_training_points_at_the_due_iterations_triplets_policy_and_folder(make_y
     triplets = run.iteration(1).triplets("train")
     triplets.parent.mkdir(parents=True)
     triplets.write_bytes(run.iteration(0).triplets("train").read_bytes())
+    with pytest.raises(TSpinError, match=r"synthetic responses .* were sampled by the policy"):
+        register(path)
+    triplets.unlink()
+    generate(path)
     cfg = register(path)
     assert cfg.base_model == str(run.iteration(0).model)
     assert cfg.tokenizer_config == raw.base_model, "the tokenizer is the initial policy's"
@@ -139,7 +135,7 @@ def test_an_adapter_is_continued_on_the_unchanged_base_model(make_yaml, tmp_path
     generate(path)
     run = RunDirectory(tmp_path / "out")
     assert register(path).lora_model_dir is None
-    pretend_trained(run, 0, ("adapter_config.json", "adapter_model.safetensors"))
+    pretend_trained(run, 0, base_model=read(path).base_model)
     plan = prepare_generation(raw := read(path))
     assert plan.policy == (read(path).base_model, str(run.iteration(0).model))
     assert raw.lora_model_dir == str(run.iteration(0).model)

@@ -17,7 +17,7 @@ def begun(path, splits=("train",)) -> RunDirectory:
     for split in splits:
         run.prompts(split).parent.mkdir(parents=True, exist_ok=True)
         run.prompts(split).touch()
-    run.begin(IDENTITY, {"axolotl": "0"})
+    run.begin(IDENTITY, {"axolotl": "0"}, initial_policy="0f")
     return run
 
 
@@ -116,10 +116,22 @@ def test_an_iteration_is_trained_once_its_policy_is_there(tmp_path, files):
     iteration.model.mkdir(parents=True)
     (iteration.model / files[0]).touch()
     with pytest.raises(TSpinError, match="no trained policy"):
-        iteration.mark_trained({})
+        iteration.check_trained()
     (iteration.model / files[1]).touch()
+    iteration.check_trained()
     iteration.mark_trained({"iteration": 0})
-    assert json.loads(iteration.trained_marker.read_text()) == {"iteration": 0}
+    assert iteration.training_record() == {"iteration": 0}
+
+
+def test_old_models_are_dropped_and_nothing_else(tmp_path):
+    run = begun(tmp_path)
+    for number in range(3):
+        touch(run.iteration(number).triplets("train"))
+        touch(run.iteration(number).model / "model.safetensors")
+    assert run.drop_models_before(2) == [0, 1]
+    assert run.drop_models_before(2) == []
+    assert [run.iteration(t).model.exists() for t in range(3)] == [False, False, True]
+    assert all(run.iteration(t).triplets("train").exists() for t in range(3))
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):

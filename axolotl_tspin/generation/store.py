@@ -1,19 +1,30 @@
-"""Prompts, sampled responses and triplets on disk (parquet), each written atomically."""
+"""Prompts, sampled responses and triplets on disk, in blocks of rows.
 
+A run's rows are cut into blocks once, when its prompts are frozen: a block is a row group of
+`prompts/train.parquet` and of every iteration's triplets, and a file of sampled responses. So no
+step holds more than a few blocks in memory, and a block is what one process at a time works on.
+"""
+
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.run_directory import digest, write_atomically
+from axolotl_tspin.run_directory import digest
+from axolotl_tspin.tables import DamagedTable, TableWriter, open_groups, read_metadata, read_table
 
 PROMPTS_SCHEMA = pa.schema(
     {
         "row": pa.int64(),
+        "prompt_hash": pa.string(),
+        "messages": pa.string(),
         "prompt": pa.string(),
         "annotated": pa.string(),
         "prompt_ids": pa.list_(pa.int32()),
@@ -21,186 +32,364 @@ PROMPTS_SCHEMA = pa.schema(
         "end_id": pa.int32(),
     }
 )
+PROVENANCE = {
+    "finish_reason": pa.string(),
+    "tokens": pa.int32(),
+    "iteration": pa.int32(),
+    "policy": pa.string(),
+    "sampling": pa.string(),
+    "engine": pa.string(),
+}
+"""What is recorded of each response: why it ended, its length without an end-of-turn token, the
+iteration it was sampled for, the policy's fingerprint, the sampling settings and the row's seed
+(JSON), and the engine with its version."""
+
 RESPONSES_SCHEMA = pa.schema(
     {
         "row": pa.int64(),
+        "prompt_hash": pa.string(),
         "text": pa.string(),
         "ids": pa.list_(pa.int32()),
-        "finish_reason": pa.string(),
+        **PROVENANCE,
     }
 )
-RESPONSE_COLUMNS = ("", "_ids", "_finish_reason")
-"""What a response's text, ids and finish reason add to its name among a triplet's columns."""
+SUFFIXES = {"text": "", "ids": "_ids", **{name: f"_{name}" for name in PROVENANCE}}
+"""What a response's fields add to its name among a triplet's columns."""
 
-METADATA_KEY = b"t_spin"
-
-
-class Shard(NamedTuple):
-    """A file of sampled responses, and what its metadata says of them."""
-
-    path: Path
-    table: pa.Table
-    made_with: dict[str, Any]
-
-
-class Responses(NamedTuple):
-    """Responses to all prompts, under RESPONSES_SCHEMA in the order of rows, and their origin."""
-
-    table: pa.Table
-    made_with: dict[str, Any]
-    source: Path
+TRIPLETS_SCHEMA = pa.schema(
+    [
+        *PROMPTS_SCHEMA,
+        *(
+            pa.field(name + suffix, RESPONSES_SCHEMA.field(field).type)
+            for name in ("synthetic", "proto_synthetic")
+            for field, suffix in SUFFIXES.items()
+        ),
+    ]
+)
+SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS_AT_LEAST = 32, 1024, 8
 
 
-def write_table(path: Path, table: pa.Table, metadata: Mapping[str, Any]) -> None:
-    """Write a table with JSON metadata, whole or not at all."""
-    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata).encode()})
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+class Prompts:
+    """The frozen prompts of one split.
+
+    Args:
+        path: the file.
+
+    Raises:
+        TSpinError: the file is missing, torn or altered.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            metadata = read_metadata(path)
+        except DamagedTable as error:
+            raise TSpinError(
+                f"{error}. Every response of the run answers to these prompts: restore the file, "
+                "or begin a new run in another `output_dir`"
+            ) from error
+        self.fingerprint: str = metadata["prompts_fingerprint"]
+        self.rows: int = metadata["rows"]
+        self.block_rows: int = metadata["block_rows"]
+
+    @property
+    def blocks(self) -> range:
+        return range(-(-self.rows // self.block_rows))
+
+    def block_of(self, row: int) -> int:
+        return row // self.block_rows
+
+    def rows_of(self, block: int) -> range:
+        start = block * self.block_rows
+        return range(start, min(start + self.block_rows, self.rows))
+
+    def read(self, block: int, columns: Sequence[str] | None = None) -> pa.Table:
+        with open_groups(self.path) as file:
+            return file.read_row_group(block, columns=list(columns) if columns else None)
+
+    def first_rows_with_same_prompt(self) -> np.ndarray:
+        """(rows,) int64: for each row the first one that has its prompt."""
+        with open_groups(self.path) as file:
+            hashes = file.read(columns=["prompt_hash"])["prompt_hash"].to_numpy()
+        _, first, inverse = np.unique(
+            np.array([int(h, 16) for h in hashes], dtype=np.uint64),
+            return_index=True,
+            return_inverse=True,
+        )
+        return first[inverse]
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
-    """A table and its metadata; raises pyarrow's or json's error where the file is damaged."""
-    # Through an open file, so that a folder's name such as `a=b` is not taken for a partition.
-    with open(path, "rb") as file:
-        table = pq.read_table(file, columns=columns)
-    return table, json.loads((table.schema.metadata or {})[METADATA_KEY])
-
-
-def freeze_prompts(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def freeze_prompts(path: Path, rows: Iterable[Mapping[str, Any]], count: int) -> None:
     """Write the annotated rows that a whole run works on.
 
     Args:
         rows: as `TripletDataset` leaves them for generation.
+        count: how many there are.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in PROMPTS_SCHEMA.names}
-    for number, row in enumerate(rows):
-        prompt_length = sum(label == -100 for label in row["labels"])
-        columns["row"].append(number)
-        columns["prompt"].append(row["prompt"])
-        columns["annotated"].append(row["annotated"])
-        columns["prompt_ids"].append(row["input_ids"][:prompt_length])
-        columns["annotated_ids"].append(row["input_ids"][prompt_length:])
-        columns["end_id"].append(row["end_id"])
-    fingerprint = digest([columns["prompt_ids"], columns["annotated_ids"]])
-    write_table(
-        path, pa.table(columns, schema=PROMPTS_SCHEMA), {"prompts_fingerprint": fingerprint}
-    )
+    block_rows = min(max(-(-count // BLOCKS_AT_LEAST), SMALLEST_BLOCK), LARGEST_BLOCK)
+    fingerprint = hashlib.sha256()
+    with TableWriter(path, PROMPTS_SCHEMA) as writer:
+        block: list[dict[str, Any]] = []
+        for number, row in enumerate(rows):
+            prompt_length = sum(label == -100 for label in row["labels"])
+            prompt_ids = row["input_ids"][:prompt_length]
+            annotated_ids = row["input_ids"][prompt_length:]
+            fingerprint.update(digest([prompt_ids, annotated_ids]).encode())
+            block.append(
+                {
+                    "row": number,
+                    "prompt_hash": prompt_hash(prompt_ids),
+                    "messages": row["prompt_messages"],
+                    "prompt": row["prompt"],
+                    "annotated": row["annotated"],
+                    "prompt_ids": prompt_ids,
+                    "annotated_ids": annotated_ids,
+                    "end_id": row["end_id"],
+                }
+            )
+            if len(block) == block_rows or number == count - 1:
+                writer.write(pa.Table.from_pylist(block, schema=PROMPTS_SCHEMA))
+                block = []
+        writer.close(
+            {
+                "prompts_fingerprint": fingerprint.hexdigest()[:16],
+                "rows": count,
+                "block_rows": block_rows,
+            }
+        )
 
 
-def read_prompts(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, str]:
-    """The frozen prompts (all columns, or the named ones) and their fingerprint."""
-    try:
-        table, metadata = read_table(path, columns)
-        fingerprint = metadata["prompts_fingerprint"]
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise TSpinError(
-            f"{path} cannot be read ({error}). Every response of the run answers to these prompts: "
-            "restore the file, or begin a new run in another `output_dir`"
-        ) from error
-    return table, fingerprint
+def prompt_hash(prompt_ids: Sequence[int]) -> str:
+    """A prompt's hash: of its token ids."""
+    return hashlib.sha256(np.asarray(prompt_ids, dtype=np.int32).tobytes()).hexdigest()[:16]
 
 
-def read_shards(folder: Path, made_with: Mapping[str, Any]) -> tuple[list[Shard], list[Path]]:
-    """The shards of a responses folder, and those among its files that are damaged.
+def read_responses(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """A block's responses and their metadata; DamagedTable as for `read_table`."""
+    table, metadata = read_table(path)
+    if table.schema != RESPONSES_SCHEMA:
+        raise DamagedTable(f"{path} cannot be read (its columns are not those of responses)")
+    return table, metadata
 
-    Args:
-        made_with: what the shards must have been made with.
 
-    Raises:
-        TSpinError: a readable shard was made with something else, or two hold the same row.
+class Sources(NamedTuple):
+    """Where an iteration's triplets come from.
+
+    Attributes:
+        responses: path of a block's sampled responses.
+        sampled: (rows,) bool, the rows that were to be sampled in this iteration.
+        first: (rows,) int64, for each row the one whose response it shares (itself, mostly).
+        previous: the last iteration's triplets, for rows that were not selected.
+        initial: iteration 0's triplets, which hold the anchor; None at iteration 0.
     """
-    shards: list[Shard] = []
-    damaged: list[Path] = []
-    seen: dict[int, Path] = {}
-    for path in sorted(folder.glob("*.parquet")):
-        try:
-            table, theirs = read_table(path)
-            rows = table.select(RESPONSES_SCHEMA.names)["row"].to_pylist()
-        except (OSError, pa.ArrowException, KeyError, ValueError):
-            damaged.append(path)
-            continue
-        for key, value in made_with.items():
-            if theirs.get(key) != value:
-                raise TSpinError(
-                    f"{path}: its responses were made with {key} = {theirs.get(key)!r}, and the "
-                    f"run now has {value!r}. Set it back to go on, or move the folder {folder} "
-                    "away to generate anew; nothing was changed"
-                )
-        for row in rows:
-            if row in seen:
-                raise TSpinError(f"{path}: row {row} is also in {seen[row]}; move one of them away")
-            seen[row] = path
-        shards.append(Shard(path, table, theirs))
-    return shards, damaged
 
-
-def sampled_responses(shards: list[Shard]) -> Responses:
-    """An iteration's shards as one table, in the order of rows."""
-    table = pa.concat_tables([shard.table for shard in shards]).sort_by("row")
-    return Responses(table, shards[0].made_with, shards[0].path.parent)
-
-
-def proto_synthetic_responses(triplets: Path) -> Responses:
-    """The frozen anchor: the proto-synthetic responses in iteration 0's triplets."""
-    columns = ["row", *(f"proto_synthetic{suffix}" for suffix in RESPONSE_COLUMNS)]
-    try:
-        table, metadata = read_table(triplets, columns)
-        table = table.rename_columns(RESPONSES_SCHEMA.names)
-        return Responses(table, metadata["proto_synthetic"], triplets)
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise TSpinError(
-            f"{triplets} cannot be read ({error}). It holds the proto-synthetic responses, which "
-            "are never made anew: restore it from a copy, or move it and trained.json of iteration "
-            "0 away, run `axolotl t-spin generate`, which puts it together again from "
-            "iteration_0/responses, and put trained.json back"
-        ) from error
+    responses: Callable[[int], Path]
+    sampled: np.ndarray
+    first: np.ndarray
+    previous: Path | None
+    initial: Path | None
 
 
 def assemble_triplets(
-    path: Path,
-    prompts: pa.Table,
-    fingerprint: str,
-    synthetic: Responses,
-    proto_synthetic: Responses,
-) -> None:
-    """Join prompts with both responses, row for row, and write the triplets.
+    path: Path, prompts: Prompts, sources: Sources, record: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Join prompts with both responses, block by block, and write the triplets.
+
+    Args:
+        record: further metadata of the file.
+
+    Returns:
+        The metadata: rows, how many were sampled, kept from the iteration before, or copied from
+        a row with the same prompt, tokens sampled, seconds of sampling, reasons of ending.
 
     Raises:
-        TSpinError: a response is missing or belongs to no prompt.
+        DamagedTable: a file of responses, or of the triplets before.
     """
-    columns = {name: prompts[name] for name in prompts.column_names}
-    metadata: dict[str, Any] = {"prompts_fingerprint": fingerprint}
-    for name, responses in (("synthetic", synthetic), ("proto_synthetic", proto_synthetic)):
-        theirs = responses.made_with.get("prompts_fingerprint")
-        if (
-            theirs != fingerprint
-            or responses.table["row"].to_pylist() != prompts["row"].to_pylist()
-        ):
-            raise TSpinError(
-                f"{responses.source}: its {responses.table.num_rows} {name} responses are not "
-                f"those to the run's {prompts.num_rows} prompts; they belong to another data set"
-            )
-        for suffix, column in zip(RESPONSE_COLUMNS, RESPONSES_SCHEMA.names[1:], strict=True):
-            columns[name + suffix] = responses.table[column]
-        metadata[name] = responses.made_with
-    write_table(path, pa.table(columns), metadata)
+    shared = _shared_responses(prompts, sources)
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    seconds = 0.0
+    with ExitStack() as stack:
+        previous, initial = (
+            stack.enter_context(open_groups(_verified(p))) if p else None
+            for p in (sources.previous, sources.initial)
+        )
+        writer = stack.enter_context(TableWriter(path, TRIPLETS_SCHEMA))
+        for block in prompts.blocks:
+            table = prompts.read(block)
+            rows = prompts.rows_of(block)
+            responses: dict[int, dict[str, Any]] = {}
+            if _to_sample(prompts, sources, block):
+                sampled, metadata = read_responses(sources.responses(block))
+                responses = {r["row"]: r for r in sampled.to_pylist()}
+                seconds += metadata["seconds"]
+                counts["sampled"] += len(responses)
+                counts["tokens"] += sum(r["tokens"] for r in responses.values())
+                reasons.update(r["finish_reason"] for r in responses.values())
+            kept = _responses_of(previous, block, "synthetic") if previous else None
+            synthetic = []
+            for index, row in enumerate(rows):
+                first = int(sources.first[row])
+                if not sources.sampled[row]:
+                    assert kept is not None
+                    synthetic.append(kept[index])
+                    counts["kept"] += 1
+                elif first == row:
+                    synthetic.append(responses[row])
+                else:
+                    synthetic.append({**shared[first], "row": row})
+                    counts["copied"] += 1
+            columns = {name: table[name] for name in table.column_names}
+            columns |= _renamed(synthetic, "synthetic")
+            anchor = _responses_of(initial, block, "proto_synthetic") if initial else synthetic
+            columns |= _renamed(anchor, "proto_synthetic")
+            writer.write(pa.table(columns, schema=TRIPLETS_SCHEMA))
+        metadata = {
+            **record,
+            "prompts_fingerprint": prompts.fingerprint,
+            "rows": prompts.rows,
+            "block_rows": prompts.block_rows,
+            "sampled": counts["sampled"],
+            "kept": counts["kept"],
+            "copied": counts["copied"],
+            "tokens": counts["tokens"],
+            "seconds": round(seconds, 1),
+            "finish_reasons": dict(reasons),
+        }
+        writer.close(metadata)
+    return metadata
 
 
-def check_triplets(path: Path, prompts: Path) -> None:
-    """Refuse triplets that cannot be read or belong to other prompts than the run's.
+def needed_rows(prompts: Prompts, sampled: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """(rows,) bool: the rows that an engine is asked for, where rows may share a response."""
+    needed = np.zeros(prompts.rows, dtype=bool)
+    needed[first[sampled]] = True
+    return needed
+
+
+def iterate_triplets(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a triplets file, one at a time, after its checksums were verified."""
+    with open_groups(_verified(path)) as file:
+        for group in range(file.num_row_groups):
+            yield from file.read_row_group(group, columns=list(columns)).to_pylist()
+
+
+def check_triplets(
+    path: Path,
+    prompts: Prompts,
+    *,
+    initial_policy: str,
+    start_policy: str,
+    earlier_policies: Sequence[str] = (),
+    allow_foreign: bool = False,
+) -> list[str]:
+    """Refuse triplets that are damaged, or that this run's prompts and policies did not make.
+
+    Args:
+        initial_policy, start_policy: fingerprints of θ0 and of the policy that the iteration
+            starts from.
+        earlier_policies: of the run's other policies, whose responses a selection may have kept.
+        allow_foreign: accept responses of other policies (other prompts are never accepted).
+
+    Returns:
+        What `allow_foreign` let pass, in words.
 
     Raises:
-        TSpinError: names the file, both numbers of rows, and what to do.
+        TSpinError: names the file, the rows, and what to do.
     """
     remedy = "move it away and run `axolotl t-spin generate` again: the responses are kept"
     try:
-        triplets = pq.ParquetFile(path)
-        metadata = json.loads(triplets.schema_arrow.metadata[METADATA_KEY])
-        rows = triplets.metadata.num_rows
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
-        raise TSpinError(f"{path} cannot be read ({error}); {remedy}") from error
-    frozen, fingerprint = read_prompts(prompts, columns=["row"])
-    if metadata.get("prompts_fingerprint") != fingerprint or rows != frozen.num_rows:
+        metadata = read_metadata(path)
+    except DamagedTable as error:
+        raise TSpinError(f"{error}; {remedy}") from error
+    if metadata["prompts_fingerprint"] != prompts.fingerprint or metadata["rows"] != prompts.rows:
         raise TSpinError(
-            f"{path} ({rows} rows) does not belong to {prompts} ({frozen.num_rows} rows): it was "
-            f"made for another data set; {remedy}"
+            f"{path} ({metadata['rows']} rows) does not belong to {prompts.path} ({prompts.rows} "
+            f"rows): it was made for another data set; {remedy}"
         )
+    allowed = {
+        "synthetic": {start_policy, *(earlier_policies if metadata.get("kept") else ())},
+        "proto_synthetic": {initial_policy},
+    }
+    foreign: dict[tuple[str, str], list[int]] = {}
+    columns = ["prompt_hash", *(f"{name}_policy" for name in allowed)]
+    with open_groups(path) as file:
+        for block in prompts.blocks:
+            theirs = file.read_row_group(block, columns=columns).to_pydict()
+            ours = prompts.read(block, ["prompt_hash"])["prompt_hash"].to_pylist()
+            for row, a, b in zip(prompts.rows_of(block), theirs["prompt_hash"], ours, strict=True):
+                if a != b:
+                    raise TSpinError(
+                        f"{path}: row {row} answers another prompt than row {row} of "
+                        f"{prompts.path}; {remedy}"
+                    )
+            for name, policies in allowed.items():
+                for row, policy in zip(
+                    prompts.rows_of(block), theirs[f"{name}_policy"], strict=True
+                ):
+                    if policy not in policies:
+                        foreign.setdefault((name, policy), []).append(row)
+    findings = [
+        f"{len(rows)} {name} responses (rows {_some(rows)}) were sampled by the policy {policy}, "
+        f"not by {' or '.join(sorted(allowed[name]))}, the policy that this iteration "
+        + ("anchors to" if name == "proto_synthetic" else "starts from")
+        for (name, policy), rows in foreign.items()
+    ]
+    if findings and not allow_foreign:
+        raise TSpinError(
+            f"{path}: {'; '.join(findings)}. Were the weights changed in their folder, or was the "
+            "file copied from another run? Put the policy back, or have the responses sampled "
+            "anew, or train on them nevertheless with `t_spin.allow_foreign: true`, which is "
+            "recorded"
+        )
+    return findings
+
+
+def _verified(path: Path) -> Path:
+    read_metadata(path)
+    return path
+
+
+def _to_sample(prompts: Prompts, sources: Sources, block: int) -> bool:
+    rows = np.asarray(prompts.rows_of(block))
+    return bool(needed_rows(prompts, sources.sampled, sources.first)[rows].any())
+
+
+def _shared_responses(prompts: Prompts, sources: Sources) -> dict[int, dict[str, Any]]:
+    """The responses that rows of other blocks, or later ones, share."""
+    wanted = {
+        int(first)
+        for row, first in enumerate(sources.first)
+        if first != row and sources.sampled[row]
+    }
+    shared: dict[int, dict[str, Any]] = {}
+    for block in sorted({prompts.block_of(row) for row in wanted}):
+        table, _ = read_responses(sources.responses(block))
+        shared |= {r["row"]: r for r in table.to_pylist() if r["row"] in wanted}
+    return shared
+
+
+def _responses_of(file: Any, block: int, name: str) -> list[dict[str, Any]]:
+    """One of both responses in a block of triplets, under the names of RESPONSES_SCHEMA."""
+    columns = {name + suffix: field for field, suffix in SUFFIXES.items()}
+    table = file.read_row_group(block, columns=list(columns))
+    return [{columns[k]: v for k, v in row.items()} for row in table.to_pylist()]
+
+
+def _renamed(responses: list[dict[str, Any]], name: str) -> dict[str, pa.Array]:
+    return {
+        name + suffix: pa.array(
+            [response[field] for response in responses], type=RESPONSES_SCHEMA.field(field).type
+        )
+        for field, suffix in SUFFIXES.items()
+    }
+
+
+def _some(rows: list[int]) -> str:
+    shown = ", ".join(map(str, rows[:5]))
+    return f"{shown}, … {rows[-1]}" if len(rows) > 5 else shown
+
+
+def messages_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """A prompt's messages as the data set had them; None where it had plain text."""
+    return json.loads(row["messages"]) if row["messages"] else None

@@ -48,6 +48,7 @@ def encode_conversation(
     prompt = encoder.prompt(conversation.prompt, tools)
     return Triplet(
         prompt.text,
+        conversation.prompt,
         prompt.ids,
         conversation.response["content"],
         encoder.end_ids[-1],

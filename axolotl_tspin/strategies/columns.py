@@ -18,8 +18,9 @@ def settings(cfg: Any) -> TSpinConfig:
 
 def generated_columns(config: TSpinConfig) -> list[str]:
     """The synthetic and the proto-synthetic column; none for rows to generate for."""
-    generating = config.resolved is not None and config.resolved.task == "generate"
-    return [] if generating else [config.field_synthetic, config.field_proto_synthetic]
+    if _task(config) == "generate":
+        return []
+    return [config.field_synthetic, config.field_proto_synthetic]
 
 
 def read_response(
@@ -40,4 +41,9 @@ def triplet_dataset(encode: EncodeRow, cfg: Any, source: str, columns: list[str]
         columns=columns,
         sequence_len=cfg.sequence_len,
         excess_length=cfg.excess_length_strategy or "truncate",
+        with_texts=_task(settings(cfg)) != "train",
     )
+
+
+def _task(config: TSpinConfig) -> str:
+    return config.resolved.task if config.resolved else "train"

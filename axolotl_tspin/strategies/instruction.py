@@ -34,6 +34,7 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
         responses += [read_response(reader, row, index, column) for column in generated]
         return Triplet(
             prompt.text,
+            None,
             prompt.ids,
             annotated,
             encoder.end_ids[-1],

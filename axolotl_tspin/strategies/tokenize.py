@@ -1,5 +1,6 @@
 """From a data set to rows of token ids: what every strategy's `load` returns to Axolotl."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,10 +18,12 @@ LOG = get_logger(__name__)
 
 class Triplet(NamedTuple):
     """One row, encoded. Without synthetic and proto-synthetic responses it is a prompt to
-    generate for. The texts are what a person reads in the run directory; `end_id` is the
-    end-of-turn token, at which sampling stops."""
+    generate for. The texts are what a person reads in the run directory; `messages` is the prompt
+    as the data set had it (None: plain text), `end_id` the end-of-turn token, at which sampling
+    stops."""
 
     prompt_text: str
+    messages: list[dict[str, Any]] | None
     prompt: list[int]
     annotated_text: str
     end_id: int
@@ -41,6 +44,7 @@ class TripletDataset(DatasetWrappingStrategy):
         source: what errors and logs call the data set.
         columns: the columns that `encode` needs.
         sequence_len, excess_length: see `fit_row`.
+        with_texts: keep what the run directory keeps beside tokens.
     """
 
     def __init__(
@@ -51,12 +55,14 @@ class TripletDataset(DatasetWrappingStrategy):
         columns: list[str],
         sequence_len: int,
         excess_length: ExcessLength,
+        with_texts: bool,
     ) -> None:
         self.encode = encode
         self.source = source
         self.columns = columns
         self.sequence_len = sequence_len
         self.excess_length = excess_length
+        self.with_texts = with_texts
 
     def wrap_dataset(
         self,
@@ -66,8 +72,8 @@ class TripletDataset(DatasetWrappingStrategy):
         **kwargs: Any,
     ) -> Dataset:
         """Rows with `input_ids` and `labels` (prompt and annotated response, the prompt's labels
-        −100) and, for training, `synthetic_ids` and `proto_synthetic_ids`; for generation the
-        texts `prompt` and `annotated`, and `end_id`."""
+        −100), `synthetic_ids` and `proto_synthetic_ids` where the rows have them, and `with_texts`
+        `prompt`, `annotated`, `prompt_messages` (JSON, or "") and `end_id`."""
         missing = [column for column in self.columns if column not in dataset.column_names]
         if missing:
             raise TSpinError(
@@ -125,10 +131,11 @@ class TripletDataset(DatasetWrappingStrategy):
                 "_is_annotated": synthetic == annotated,
                 "_is_proto": synthetic == proto_synthetic,
             }
-        else:
+        if self.with_texts:
             encoded |= {
                 "prompt": triplet.prompt_text,
                 "annotated": triplet.annotated_text,
+                "prompt_messages": json.dumps(triplet.messages) if triplet.messages else "",
                 "end_id": triplet.end_id,
             }
         return encoded

@@ -14,6 +14,7 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
     def encode(row: dict[str, Any], index: int) -> Triplet:
         return Triplet(
             row["prompt"],
+            None,
             row["prompt_ids"],
             row["annotated"],
             row["end_id"],

@@ -1,0 +1,103 @@
+"""Beginning a run with responses that others sampled (`axolotl t-spin import`)."""
+
+import importlib.metadata
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from axolotl.cli.config import load_cfg
+from axolotl.common.datasets import load_datasets
+from axolotl.loaders import load_tokenizer
+from axolotl.utils.logging import get_logger
+
+from axolotl_tspin.generation.step import begin_run
+from axolotl_tspin.generation.store import SUFFIXES, TRIPLETS_SCHEMA, Prompts, freeze_prompts
+from axolotl_tspin.resolve import prepare_import, read_yaml
+from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.tables import TableWriter
+
+LOG = get_logger(__name__)
+
+
+def import_run(config_path: str | Path) -> RunDirectory:
+    """Freeze the prompts of data that already has responses, and make these iteration 0's.
+
+    Nothing proves which policy sampled them: they are recorded as foreign, and training takes
+    them with `t_spin.allow_foreign: true` alone. Iteration 1 samples as usual.
+
+    Args:
+        config_path: the YAML; its data sets hold the responses, as SPIN's public ones do.
+
+    Raises:
+        TSpinError: there is a run already, or the data has no responses.
+    """
+    raw = read_yaml(config_path)
+    plan = prepare_import(raw)
+    plan.run.check_writable()
+    cfg = load_cfg(raw)
+    cfg.val_set_size = 0
+    tokenizer = load_tokenizer(cfg)
+    shutil.rmtree(cfg.dataset_prepared_path, ignore_errors=True)
+    data = load_datasets(cfg=cfg)
+    source = f"foreign:{','.join(str(entry.path) for entry in cfg.datasets)}"
+    for split, rows in (("train", data.train_dataset), ("test", data.eval_dataset)):
+        if rows is not None:
+            freeze_prompts(plan.run.prompts(split), rows, len(rows))
+            _write_triplets(plan.run, split, rows, tokenizer, source)
+    begin_run(plan)
+    shutil.rmtree(cfg.dataset_prepared_path, ignore_errors=True)
+    return plan.run
+
+
+def _write_triplets(
+    run: RunDirectory, split: str, rows: Iterable[Mapping[str, Any]], tokenizer: Any, source: str
+) -> None:
+    prompts = Prompts(run.prompts(split))
+    iterator = iter(rows)
+    counts = {"sampled": 0, "kept": 0, "copied": 0, "tokens": 0, "seconds": 0.0}
+    engine = f"imported (datasets {importlib.metadata.version('datasets')})"
+    with TableWriter(run.iteration(0).triplets(split), TRIPLETS_SCHEMA) as writer:
+        for block in prompts.blocks:
+            table = prompts.read(block)
+            columns = {name: table[name] for name in table.column_names}
+            taken = [next(iterator) for _ in range(table.num_rows)]
+            ends = table["end_id"].to_pylist()
+            for name in ("synthetic", "proto_synthetic"):
+                responses = [
+                    _response(row[f"{name}_ids"], end, tokenizer, source, engine)
+                    for row, end in zip(taken, ends, strict=True)
+                ]
+                for field, suffix in SUFFIXES.items():
+                    column = name + suffix
+                    columns[column] = pa.array(
+                        [r[field] for r in responses], type=TRIPLETS_SCHEMA.field(column).type
+                    )
+            writer.write(pa.table(columns, schema=TRIPLETS_SCHEMA))
+        writer.close(
+            {
+                **counts,
+                "prompts_fingerprint": prompts.fingerprint,
+                "rows": prompts.rows,
+                "block_rows": prompts.block_rows,
+                "finish_reasons": {},
+            }
+        )
+
+
+def _response(
+    ids: list[int], end_id: int, tokenizer: Any, source: str, engine: str
+) -> dict[str, Any]:
+    ended = ids[-1:] == [end_id]
+    words = ids[:-1] if ended else ids
+    return {
+        "text": tokenizer.decode(words, skip_special_tokens=True),
+        "ids": ids,
+        "finish_reason": "stop" if ended else "length",
+        "tokens": len(words),
+        "iteration": 0,
+        "policy": source,
+        "sampling": "",
+        "engine": engine,
+    }

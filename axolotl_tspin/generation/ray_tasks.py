@@ -1,0 +1,56 @@
+"""The generation step's shards as Ray tasks (`use_ray: true`, Axolotl's key)."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+from axolotl.utils.logging import get_logger
+
+from axolotl_tspin.config import GenerationConfig
+from axolotl_tspin.generation.shards import Shard
+
+LOG = get_logger(__name__)
+
+
+def generate_on_ray(
+    config_path: str | Path, workers: int, config: GenerationConfig, cfg: Any
+) -> int:
+    """Sample with `workers` tasks (Axolotl's `ray_num_workers`), one shard each; how many
+    responses that were. Ray places the tasks; all nodes see the run directory.
+
+    Args:
+        cfg: Axolotl's validated configuration; `resources_per_worker` is what a task asks for.
+    """
+    if not ray.is_initialized():
+        ray.init()
+    resources = dict(cfg.resources_per_worker or {})
+    gpus = resources.pop("GPU", 0)
+    if config.backend == "vllm" and gpus:
+        block = cfg.vllm or {}
+        gpus = (block.get("tensor_parallel_size") or 1) * (block.get("data_parallel_size") or 1)
+    options = {
+        "num_gpus": 0 if config.backend == "server" else gpus,
+        "num_cpus": resources.pop("CPU", 1),
+        "resources": resources,
+        # A second attempt is the user's: what a task sampled is kept.
+        "max_retries": 0,
+    }
+    LOG.info("T-SPIN: %s Ray tasks sample", workers)
+    task = ray.remote(**options)(_generate_shard)
+    return sum(
+        ray.get(
+            [
+                task.remote(str(Path(config_path).resolve()), number, workers, os.getcwd())
+                for number in range(workers)
+            ]
+        )
+    )
+
+
+def _generate_shard(config_path: str, number: int, total: int, folder: str) -> int:
+    """One task; relative paths in the YAML mean what they mean to the driver."""
+    from axolotl_tspin.generation.step import generate
+
+    os.chdir(folder)
+    return generate(config_path, Shard(number, total)).generated

@@ -1,0 +1,80 @@
+"""A vLLM engine behind a pipe. Runs in the interpreter that has vLLM, so it imports nothing else.
+
+The first line on standard input are the settings (JSON), every other one is a request; standard
+output gets a line when the engine is ready and one for every response. Whatever vLLM prints goes
+to standard error.
+
+    {"llm": {…LLM's arguments}, "sampling": {…SamplingParams'}, "adapter": {"path": …, "rank": …}}
+    {"row": 3, "prompt_ids": […], "max_new_tokens": 256, "seed": 17, "stop_ids": [2]}
+    {"ready": "vllm 0.11.0"}
+    {"row": 3, "ids": […], "finish_reason": "stop"}
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    settings = json.loads(sys.stdin.readline())
+
+    import vllm
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    engine = LLM(**settings["llm"]).llm_engine
+    adapter = settings["adapter"] and LoRARequest("policy", 1, settings["adapter"])
+    print(json.dumps({"ready": f"vllm {vllm.__version__}"}), file=answers)
+
+    requests: queue.SimpleQueue = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(requests,), daemon=True).start()
+    more = True
+    while more or engine.has_unfinished_requests():
+        # Wait for a request only when there is nothing to compute.
+        while more and not (engine.has_unfinished_requests() and requests.empty()):
+            request = requests.get()
+            if request is None:
+                more = False
+                break
+            stop_ids = request["stop_ids"]
+            params = SamplingParams(
+                **settings["sampling"],
+                max_tokens=request["max_new_tokens"],
+                seed=request["seed"],
+                stop_token_ids=stop_ids,
+                detokenize=False,
+            )
+            prompt = {"prompt_token_ids": request["prompt_ids"]}
+            engine.add_request(str(request["row"]), prompt, params, lora_request=adapter)
+        for output in engine.step() if engine.has_unfinished_requests() else ():
+            if output.finished:
+                print(json.dumps(_answer(output)), file=answers)
+
+
+def _read(requests: queue.SimpleQueue) -> None:
+    for line in sys.stdin:
+        requests.put(json.loads(line))
+    requests.put(None)
+
+
+def _answer(output) -> dict:  # type: ignore[no-untyped-def]
+    completion = output.outputs[0]
+    answer = {
+        "row": int(output.request_id.split("-")[0]),
+        "ids": list(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+    }
+    if completion.logprobs is not None:
+        answer["logps"] = [
+            step[token].logprob
+            for step, token in zip(completion.logprobs, completion.token_ids, strict=True)
+        ]
+    return answer
+
+
+if __name__ == "__main__":
+    main()

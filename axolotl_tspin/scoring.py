@@ -1,0 +1,32 @@
+"""Log-probabilities of triplets under a policy, outside training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from axolotl_tspin.layouts import TripletTokens, pad_triplets
+from axolotl_tspin.logps import triplet_logps
+
+
+@torch.no_grad()
+def score_triplets(
+    model: Any, triplets: Sequence[TripletTokens], *, pad_token_id: int, batch_size: int
+) -> torch.Tensor:
+    """(len(triplets), 3) float64: log π of annotated, synthetic and proto-synthetic response, in
+    nats.
+
+    Args:
+        model: the policy, on its device.
+        batch_size: triplets in one forward.
+    """
+    model.eval()
+    # Triplets of like length together, so that little is padding.
+    order = sorted(range(len(triplets)), key=lambda i: sum(map(len, triplets[i])))
+    logps = torch.empty(len(triplets), 3, dtype=torch.float64)
+    for start in range(0, len(order), batch_size):
+        chunk = order[start : start + batch_size]
+        batch = pad_triplets([triplets[i] for i in chunk], pad_token_id=pad_token_id)
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        logps[chunk] = triplet_logps(model, batch)[0].double().cpu()
+    return logps

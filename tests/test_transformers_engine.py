@@ -1,0 +1,95 @@
+"""transformers' generation with a real (tiny) policy: what is sampled is the policy's."""
+
+import torch
+from conftest import tiny_llama
+
+from axolotl_tspin.config import GenerationConfig
+from axolotl_tspin.generation import transformers_engine
+from axolotl_tspin.generation.engine import Request
+from axolotl_tspin.generation.transformers_engine import TransformersEngine, batch_size_for
+
+
+def sampled(policy, prompts, limit=9, batch_size=4096, **sampling):
+    """Responses to prompts, in their order, from one batch or several."""
+    engine = TransformersEngine(
+        policy, pad_token_id=0, sampling=GenerationConfig(**sampling), batch_size=batch_size
+    )
+    limits = limit if isinstance(limit, list) else [limit] * len(prompts)
+    requests = [Request(i, p, limits[i], i, (2,)) for i, p in enumerate(prompts)]
+    size = engine.group_size
+    groups = [requests[i : i + size] for i in range(0, len(requests), size)]
+    responses = [response for batch in engine.sample(groups) for response in batch]
+    assert [response.row for response in responses] == list(range(len(prompts)))
+    return responses
+
+
+def test_greedy_sampling_follows_the_argmax_whatever_else_is_in_the_batch():
+    policy = tiny_llama(50).double()
+    prompts = [[1, 7, 8, 9], [1, 30], [1, 12, 13]]
+    together = sampled(policy, prompts, temperature=0)
+    for prompt, response in zip(prompts, together, strict=True):
+        ids = list(prompt)
+        with torch.no_grad():
+            for _ in range(9):
+                ids.append(policy(torch.tensor([ids])).logits[0, -1].argmax().item())
+        expected = ids[len(prompt) :]
+        ended = 2 in expected
+        assert response.ids == expected[: expected.index(2)] if ended else expected
+        assert response.finish_reason == ("stop" if ended else "length")
+
+
+def test_rows_that_end_leave_the_batch_and_nothing_changes(monkeypatch):
+    """Segments of one token, of three, and one for all: the same responses."""
+    policy = tiny_llama(12).double()
+    prompts = [[1, a, b] for a in range(3, 12) for b in range(3, 12)]
+    limits = [4 + i % 20 for i in range(len(prompts))]
+    widths: list[int] = []
+    forward = policy.forward
+
+    def counted(*args, **kwargs):
+        widths.append(kwargs["input_ids"].shape[0])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(policy, "forward", counted)
+    outcomes = []
+    for segment in (1, 3, 1000):
+        monkeypatch.setattr(transformers_engine, "SEGMENT", segment)
+        outcomes.append(sampled(policy, prompts, limit=limits, temperature=0))
+        if segment == 1:
+            assert min(widths) < len(prompts) == max(widths)
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert {r.finish_reason for r in outcomes[0]} == {"stop", "length"}
+    assert all(len(r.ids) <= limit for r, limit in zip(outcomes[0], limits, strict=True))
+
+
+def test_a_batch_gives_the_same_whenever_it_is_asked():
+    policy = tiny_llama(50)
+    prompts = [[1, i] for i in range(3, 15)]
+    assert sampled(policy, prompts, batch_size=4) == sampled(policy, prompts, batch_size=4)
+    assert batch_size_for(policy, 7, 100) == 7
+    assert batch_size_for(policy, "auto", 100) == transformers_engine.CPU_BATCH
+
+
+def test_the_checkpoints_own_generation_config_adds_nothing():
+    policy = tiny_llama(50)
+    plain = sampled(policy, [[1, 7]] * 64, limit=1)
+    policy.generation_config.top_k = 1
+    policy.generation_config.repetition_penalty = 9.0
+    assert sampled(policy, [[1, 7]] * 64, limit=1) == plain
+    assert len({tuple(r.ids) for r in plain}) > 3
+
+
+def test_samples_follow_the_policys_distribution():
+    """Frequencies of first tokens against softmax(logits), at temperature 1 and 0.5."""
+    policy = tiny_llama(12)
+    with torch.no_grad():
+        logits = policy(torch.tensor([[1, 7]])).logits[0, -1].double()
+    n = 4000
+    for temperature in (1.0, 0.5):
+        responses = sampled(policy, [[1, 7]] * n, limit=1, temperature=temperature)
+        counts = torch.zeros(12)
+        for response in responses:
+            counts[response.ids[0] if response.ids else 2] += 1
+        expected = (logits / temperature).softmax(0)
+        error = (counts / n - expected).abs()
+        assert (error < 5 * (expected * (1 - expected) / n).sqrt() + 1e-4).all()
