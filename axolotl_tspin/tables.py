@@ -1,15 +1,16 @@
 """Parquet files that are written whole or not at all, and say when they were altered.
 
-The footer holds JSON metadata, with the SHA-256 of all bytes before the footer and of the
-metadata itself. No torch, no axolotl.
+The footer holds JSON metadata, with the SHA-256 of all bytes before the footer and of the footer
+itself (with zeros in that digest's own place). No torch, no axolotl.
 """
 
 import hashlib
 import io
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,10 @@ import pyarrow.parquet as pq
 from axolotl_tspin.errors import TSpinError
 
 METADATA_KEY = b"t_spin"
+CHECKSUM = b'"checksum": "'
+"""Stands in the footer right before its digest, the last value in the JSON."""
+
+UNSIGNED = b"0" * 64
 READ_SIZE = 1 << 20
 
 
@@ -39,7 +44,9 @@ class TableWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._replace = replace
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        # Not only the process's number: on another machine it may be the same.
+        unique = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._temporary = path.with_name(f".{path.name}.{unique}.tmp")
         self._file = _HashedFile(self._temporary)
         self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
 
@@ -48,8 +55,15 @@ class TableWriter:
 
     def __exit__(self, *exc: object) -> None:
         """Leaves nothing behind where `close` was not reached."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        try:
+            # On a full disk, closing fails too; and the writer would try it once more when it is
+            # deleted.
+            with suppress(OSError, ValueError, pa.ArrowException):
+                self._writer.close()
+            with suppress(OSError):
+                self._file.close()
+        finally:
+            self._temporary.unlink(missing_ok=True)
 
     def write(self, group: pa.Table) -> None:
         self._writer.write_table(group, row_group_size=max(group.num_rows, 1))
@@ -60,10 +74,15 @@ class TableWriter:
         Returns:
             Whether this writer's file is the one in place (always, with `replace`).
         """
-        record = {"metadata": dict(metadata), "data": self._file.digest.hexdigest()}
-        record["checksum"] = _record_checksum(record)
+        record = {
+            "metadata": dict(metadata),
+            "data": self._file.digest.hexdigest(),
+            "checksum": UNSIGNED.decode(),
+        }
         self._writer.add_key_value_metadata({METADATA_KEY: json.dumps(record)})
+        footer_start = self._file.tell()
         self._writer.close()
+        self._file.sign(footer_start)
         self._file.sync_and_close()
         if self._replace:
             os.replace(self._temporary, self._path)
@@ -84,17 +103,17 @@ def read_metadata(path: Path, *, verify: bool = True) -> dict[str, Any]:
     """A file's metadata, after its checksums were verified.
 
     Args:
-        verify: False leaves out the bytes before the footer (the metadata is always verified).
+        verify: False leaves out the bytes before the footer (the footer is always verified).
 
     Raises:
         DamagedTable: the file is missing, torn, altered, or not one of ours.
     """
     with _damage_named(path):
+        # Before anything else reads the footer: what was altered there may mean anything.
+        footer_start = _check_footer(path)
         with pq.ParquetFile(path) as file:
             record = json.loads(file.metadata.metadata[METADATA_KEY])
-        if record["checksum"] != _record_checksum(record):
-            raise ValueError("its metadata was altered")
-        if verify and record["data"] != _data_checksum(path):
+        if verify and record["data"] != _data_checksum(path, footer_start):
             raise ValueError("its data was altered")
         return record["metadata"]
 
@@ -128,7 +147,7 @@ class _HashedFile(io.RawIOBase):
     """A file for writing that keeps the SHA-256 of what was written."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "wb")  # noqa: SIM115 (closed with this object)
+        self._file = open(path, "w+b")  # noqa: SIM115 (closed with this object)
         self.digest = hashlib.sha256()
 
     def writable(self) -> bool:
@@ -141,6 +160,14 @@ class _HashedFile(io.RawIOBase):
         self.digest.update(data)
         return self._file.write(data)
 
+    def sign(self, footer_start: int) -> None:
+        """Put the footer's digest into it."""
+        self._file.seek(footer_start)
+        footer = self._file.read()
+        place = _checksum_place(footer)
+        self._file.seek(footer_start + place)
+        self._file.write(_footer_checksum(footer, place))
+
     def sync_and_close(self) -> None:
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -152,23 +179,38 @@ class _HashedFile(io.RawIOBase):
         super().close()
 
 
-def _data_checksum(path: Path) -> str:
-    """SHA-256 of the bytes before the footer, whose length stands before the last 4 bytes."""
+def _check_footer(path: Path) -> int:
+    """Where a file's footer begins; ValueError if the footer was altered."""
+    with open(path, "rb") as file:
+        # The footer's length stands before the last 4 bytes.
+        end = file.seek(-8, os.SEEK_END)
+        start = end - int.from_bytes(file.read(4), "little")
+        file.seek(start)
+        footer = file.read()
+    place = _checksum_place(footer)
+    if footer[place : place + len(UNSIGNED)] != _footer_checksum(footer, place):
+        raise ValueError("its footer was altered")
+    return start
+
+
+def _checksum_place(footer: bytes) -> int:
+    """Where in the footer its digest is; ValueError if there is none."""
+    return footer.rindex(CHECKSUM) + len(CHECKSUM)
+
+
+def _footer_checksum(footer: bytes, place: int) -> bytes:
+    unsigned = footer[:place] + UNSIGNED + footer[place + len(UNSIGNED) :]
+    return hashlib.sha256(unsigned).hexdigest().encode()
+
+
+def _data_checksum(path: Path, size: int) -> str:
+    """SHA-256 of a file's first bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        file.seek(-8, os.SEEK_END)
-        left = file.tell() - int.from_bytes(file.read(4), "little")
-        file.seek(0)
-        while left > 0:
-            data = file.read(min(READ_SIZE, left))
+        while size > 0 and (data := file.read(min(READ_SIZE, size))):
             digest.update(data)
-            left -= len(data)
+            size -= len(data)
     return digest.hexdigest()
-
-
-def _record_checksum(record: Mapping[str, Any]) -> str:
-    text = json.dumps([record["metadata"], record["data"]], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _put_if_absent(temporary: Path, path: Path) -> bool:
