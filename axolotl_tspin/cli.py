@@ -78,6 +78,7 @@ def run(config: Path, train_arguments: tuple[str, ...]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def status(config: Path, as_json: bool) -> None:
     """Show how far CONFIG's run is."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -94,12 +95,15 @@ def status(config: Path, as_json: bool) -> None:
         return
     table = Table(
         title=f"{directory.path}: {settings.iterations} iterations",
-        caption="generated: responses sampled in the iteration; steps: of the optimizer; loss and "
-        "the advantages u and v (nats) as logged last; iteration_t/model is the trained policy",
+        caption="sampled: rows with a response of this iteration, and their tokens; steps: of the "
+        "optimizer; loss and the advantages u and v (nats) as logged last; the trained policy is "
+        "in iteration_t/model where kept",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
     )
     table.add_column("t")
     table.add_column("due")
-    for name in ("rows", "generated", "tokens", "time", "steps", "loss", "u", "v", "time"):
+    for name in ("sampled", "tokens", "time", "steps", "loss", "u", "v", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("model")
     for row in rows:
@@ -107,7 +111,8 @@ def status(config: Path, as_json: bool) -> None:
         table.add_row(
             str(row.iteration),
             row.step,
-            *map(str, (row.rows, row.sampled, row.tokens)),
+            f"{row.sampled}/{row.rows}",
+            str(row.tokens),
             _seconds(row.generation_seconds),
             "/".join(map(str, row.training)) if row.training else "",
             *("" if figure is None else f"{figure:.3g}" for figure in figures),

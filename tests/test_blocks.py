@@ -114,12 +114,11 @@ def test_a_full_disk_is_named_and_what_was_made_is_kept(tmp_path, prompts):
     folder = tmp_path / "responses"
     block = next(claims(folder, prompts))
     block.add([response(0)])
-    full = open("/dev/full", "r+b", buffering=0)  # noqa: SIM115
-    journal, block._file = block._file, full
+    journal, block._file = block._file, open("/dev/full", "r+b")  # noqa: SIM115
     with pytest.raises(TSpinError, match=r"block_000000\.journal: the disk is full"):
         block.add([response(1)])
     journal.close()
-    block._lock.release()
+    block.leave()
     assert next(claims(folder, prompts)).missing == block.rows[1:]
 
 

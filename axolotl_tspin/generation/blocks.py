@@ -147,7 +147,9 @@ class Block:
 
     def leave(self) -> None:
         """Stop the work on the block; what is in the journal stays."""
-        self._file.close()
+        # What a full disk did not take was refused when it was added.
+        with contextlib.suppress(OSError):
+            self._file.close()
         # Its file stays: were it unlinked, two processes could hold locks of the same name.
         self._lock.release()
 

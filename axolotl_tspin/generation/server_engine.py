@@ -1,6 +1,7 @@
 """Servers with OpenAI's completions API (vLLM, SGLang, …)."""
 
 import contextlib
+import ctypes
 import functools
 import itertools
 import logging
@@ -8,6 +9,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +30,8 @@ from axolotl_tspin.run_directory import Policy
 
 LOG = get_logger(__name__)
 
+_LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
 LONGEST_PAUSE = 30.0
 GARBAGE_ALLOWED = 3
 """Unreadable answers to one request before it is given up."""
@@ -37,6 +41,7 @@ class ServerUnavailable(Exception):
     """What a later attempt may find mended: no connection, a time limit, 408, 429, 5xx."""
 
     retry_after: float = 0.0
+    lost: bool = False  # the server may be another one when it answers again
 
 
 class Choice(BaseModel):
@@ -58,13 +63,23 @@ class Server:
         self.url = url.rstrip("/")
         self.in_flight = 0
         self.model: str | None = None  # None: not known, or to be asked again
+        self.failures = 0  # since it answered last
+        self.asked_again_at = 0.0  # until then, others are asked
+
+    def failed(self, error: ServerUnavailable) -> None:
+        self.failures += 1
+        pause = error.retry_after
+        if error.lost:
+            self.model = None
+            pause = min(2.0 ** (self.failures - 2), LONGEST_PAUSE)
+        self.asked_again_at = time.monotonic() + pause
 
 
 class ServerEngine:
     """Answers through a fleet of servers, each with a bounded number of requests in flight.
 
-    A request that fails for a reason that may pass goes, after a pause, to the server that is
-    least busy then. A server whose connection was lost is asked anew which model it serves.
+    A request that fails for a reason that may pass goes, after a pause, to a server that works,
+    the least busy one. A server that was lost is asked anew which model it serves.
 
     Args:
         policy: what the servers must serve.
@@ -143,9 +158,11 @@ class ServerEngine:
                 answer = self._ask(server, request)
                 with self._lock:
                     self._answered = time.monotonic()
+                    server.failures, server.asked_again_at = 0, 0.0
                 return answer
-            except ServerUnavailable:
-                server.model = None
+            except ServerUnavailable as error:
+                with self._lock:
+                    server.failed(error)
                 raise
             except ValueError as error:
                 if isinstance(error, TSpinError) and not isinstance(error, UnusableAnswer):
@@ -247,9 +264,13 @@ class ServerEngine:
         try:
             answer = self._client.request(method, url, json=body)
         except httpx.TransportError as error:
-            raise ServerUnavailable(f"{url}: {type(error).__name__} {error}") from error
+            unavailable = ServerUnavailable(f"{url}: {type(error).__name__} {error}")
+            unavailable.lost = True
+            raise unavailable from error
         if answer.status_code in (408, 429) or answer.status_code >= 500:
             unavailable = ServerUnavailable(f"{url}: status {answer.status_code}")
+            # A gateway says so while what stands behind it is replaced.
+            unavailable.lost = answer.status_code in (502, 503, 504)
             with contextlib.suppress(ValueError):
                 unavailable.retry_after = float(answer.headers.get("retry-after", 0))
             raise unavailable
@@ -312,12 +333,17 @@ class ServerEngine:
         self._stopped.wait(seconds)
 
     def _take(self) -> Server:
+        """The least busy server; one that failed is left alone for a while, and then tried by one
+        request."""
+        now = time.monotonic()
         with self._lock:
-            server = min(self._servers, key=lambda s: (s.model is None, s.in_flight))
-            if server.model is not None and any(s.model is None for s in self._servers):
-                # Now and then a request tries a server that was lost.
-                lost = min((s for s in self._servers if s.model is None), key=lambda s: s.in_flight)
-                server = lost if lost.in_flight == 0 else server
+            ready = [s for s in self._servers if s.asked_again_at <= now]
+            if ready:
+                server = min(ready, key=lambda s: s.in_flight)
+            else:
+                server = min(self._servers, key=lambda s: s.asked_again_at)
+            if server.failures:
+                server.asked_again_at = now + self._config.timeout
             server.in_flight += 1
             return server
 
@@ -356,11 +382,21 @@ def _start(command: str, policy: Policy) -> subprocess.Popen[bytes]:
     LOG.info("T-SPIN: starting the server: %s", shlex.join(arguments))
     try:
         # A group of its own, so that all of its processes can be stopped.
-        return subprocess.Popen(arguments, start_new_session=True, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(
+            arguments,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
     except OSError as error:
         raise TSpinError(
             f"`t_spin.generation.server_command: {command}` cannot be run ({error.strerror})"
         ) from error
+
+
+def _end_with_parent() -> None:
+    """In the child: be told to end when the parent dies, even by SIGKILL."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -25,32 +25,33 @@ def main() -> None:
     import vllm
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
+    from vllm.platforms import current_platform
 
+    if current_platform.is_cpu():
+        # A prompt read in parts winds its request's generator back, which a CPU's cannot.
+        settings["llm"]["enable_chunked_prefill"] = False
     engine = LLM(**settings["llm"]).llm_engine
     adapter = settings["adapter"] and LoRARequest("policy", 1, settings["adapter"])
     print(json.dumps({"ready": f"vllm {vllm.__version__}"}), file=answers)
 
     requests: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests,), daemon=True).start()
-    more = True
-    while more or engine.has_unfinished_requests():
+    while True:
         # Wait for a request only when there is nothing to compute.
-        while more and not (engine.has_unfinished_requests() and requests.empty()):
+        while not (engine.has_unfinished_requests() and requests.empty()):
             request = requests.get()
             if request is None:
-                more = False
-                break
-            stop_ids = request["stop_ids"]
+                return  # whoever asked is done, or gone
             params = SamplingParams(
                 **settings["sampling"],
                 max_tokens=request["max_new_tokens"],
                 seed=request["seed"],
-                stop_token_ids=stop_ids,
+                stop_token_ids=request["stop_ids"],
                 detokenize=False,
             )
             prompt = {"prompt_token_ids": request["prompt_ids"]}
             engine.add_request(str(request["row"]), prompt, params, lora_request=adapter)
-        for output in engine.step() if engine.has_unfinished_requests() else ():
+        for output in engine.step():
             if output.finished:
                 print(json.dumps(_answer(output)), file=answers)
 

