@@ -20,3 +20,7 @@ class TSpinTrainingArgs:
     t_spin_alpha: float = field(default=1.0, metadata={"help": "α of eq. 7"})
     t_spin_beta: float = field(default=0.1, metadata={"help": "β of eq. 7"})
     t_spin_loss: str = field(default="logistic", metadata={"help": "ℓ of eq. 7"})
+    t_spin_layout: str = field(default="auto", metadata={"help": "auto, shared_prefix or padded"})
+    t_spin_max_tokens_per_row: int | None = field(
+        default=None, metadata={"help": "tokens in a row of the shared-prefix layout; None: any"}
+    )

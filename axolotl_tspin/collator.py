@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.layouts import TripletTokens, pad_triplets
-from axolotl_tspin.logps import IGNORE_INDEX
+from axolotl_tspin.layouts import IGNORE_INDEX, TripletTokens, pack_triplets, pad_triplets
 
 
 def triplet_tokens(row: dict[str, Any]) -> TripletTokens:
@@ -32,6 +31,9 @@ def triplet_tokens(row: dict[str, Any]) -> TripletTokens:
 class TripletCollator:
     """Collates rows of triplets; `padding` and `return_tensors` are Axolotl's and always the same.
 
+    The trainer sets `layout` ("padded" or "shared_prefix") once it knows the policy, and with it
+    `max_tokens_per_row` (None: all triplets of a batch in one row).
+
     Raises:
         TSpinError: the tokenizer has no pad token, or a row is not a triplet.
     """
@@ -40,6 +42,8 @@ class TripletCollator:
     padding: bool = True
     pad_to_multiple_of: int | None = None
     return_tensors: str = "pt"
+    layout: str = "padded"
+    max_tokens_per_row: int | None = None
 
     def __post_init__(self) -> None:
         if self.tokenizer.pad_token_id is None:
@@ -48,15 +52,22 @@ class TripletCollator:
                 "{pad_token: <a token of the vocabulary>}"
             )
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         missing = {"input_ids", "labels", "synthetic_ids", "proto_synthetic_ids"} - set(rows[0])
         if missing:
             raise TSpinError(
                 f"a row of the training data has no {', '.join(sorted(missing))}: every data set "
                 "of a t_spin run needs a `type: t_spin.<strategy>`"
             )
-        return pad_triplets(
-            [triplet_tokens(row) for row in rows],
-            pad_token_id=self.tokenizer.pad_token_id,
-            pad_to_multiple_of=self.pad_to_multiple_of or 1,
+        triplets = [triplet_tokens(row) for row in rows]
+        pad_token_id = self.tokenizer.pad_token_id
+        multiple = self.pad_to_multiple_of or 1
+        if self.layout == "padded":
+            return pad_triplets(triplets, pad_token_id=pad_token_id, pad_to_multiple_of=multiple)
+        return pack_triplets(
+            triplets,
+            pad_token_id=pad_token_id,
+            max_tokens_per_row=self.max_tokens_per_row,
+            # Whole blocks for FlexAttention; `pad_to_sequence_len` asks for more than is needed.
+            pad_to_multiple_of=min(multiple, 128) if torch.cuda.is_available() else 1,
         )

@@ -173,6 +173,16 @@ class TSpinConfig(StrictModel):
         default="proto_synthetic",
         description="Column of a data set's proto-synthetic response, where it has one.",
     )
+    layout: Literal["auto", "shared_prefix", "padded"] = Field(
+        default="auto",
+        description="A training batch: `shared_prefix` computes a prompt once for its responses, "
+        "`padded` three times; `auto` takes the fastest that is exact for the model.",
+    )
+    max_tokens_per_row: int | Literal["auto"] = Field(
+        default="auto",
+        description="Most tokens in a row of packed triplets (shared_prefix); `auto` packs a "
+        "micro-batch into one row.",
+    )
     keep_models: Literal["all", "last"] | int = Field(
         default="all",
         description="How many trained iterations keep their weights: `all`, `last`, or a number.",
@@ -191,6 +201,13 @@ class TSpinConfig(StrictModel):
     def _keeps_a_model(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
             raise ValueError(f"`{value}` models kept; the last one is always needed")
+        return value
+
+    @field_validator("max_tokens_per_row")
+    @classmethod
+    def _rows_hold_tokens(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"`{value}` tokens in a row; expected at least 1, or `auto`")
         return value
 
     @model_validator(mode="after")

@@ -46,6 +46,10 @@ class TSpinPlugin(BasePlugin):
             "t_spin_alpha": config.alpha,
             "t_spin_beta": resolved.beta,
             "t_spin_loss": config.loss,
+            "t_spin_layout": config.layout,
+            "t_spin_max_tokens_per_row": (
+                None if config.max_tokens_per_row == "auto" else config.max_tokens_per_row
+            ),
         }
 
     def get_trainer_cls(self, cfg: Any) -> type | None:

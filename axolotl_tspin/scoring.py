@@ -27,6 +27,9 @@ def score_triplets(
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         batch = pad_triplets([triplets[i] for i in chunk], pad_token_id=pad_token_id)
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        batch = {
+            name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
         logps[chunk] = triplet_logps(model, batch)[0].double().cpu()
     return logps

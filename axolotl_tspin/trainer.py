@@ -1,5 +1,6 @@
 """The triplet loss as a Hugging Face Trainer (torch and transformers only)."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,17 +9,32 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from axolotl_tspin.collator import TripletCollator
+from axolotl_tspin.heads import unwrapped, vocabulary_size
+from axolotl_tspin.layouts import pad_triplets, triplets_of
+from axolotl_tspin.layouts.choice import (
+    TOLERANCE,
+    Choice,
+    base_of,
+    choose_layout,
+    difference_on,
+    triplet_to_check,
+    use_structured_attention,
+)
 from axolotl_tspin.logps import triplet_logps
 from axolotl_tspin.loss import t_spin_loss
 from axolotl_tspin.metrics import RunningMeans, triplet_metrics
 
+LOG = logging.getLogger(__name__)
+
 
 class TripletTrainer(Trainer):
-    """Trains on the batches of `layouts.pad_triplets` with the loss of eq. 7.
+    """Trains on batches of triplets (`layouts`) with the loss of eq. 7.
 
-    `args` carries `t_spin_alpha`, `t_spin_beta` and `t_spin_loss`. The loss of an optimizer step
-    is the mean over all its triplets, whatever the micro-batches, ranks and last partial batch
-    they come in.
+    `args` carries the fields of `args.TSpinTrainingArgs`. The loss of an optimizer step is the
+    mean over all its triplets, whatever the micro-batches, ranks and last partial batch they come
+    in. The layout is chosen for the policy, and compared with the plain one on a real triplet
+    before the first step; where they differ, the plain one is taken.
     """
 
     # compute_loss divides by the step's own number of triplets (get_batch_samples), so the
@@ -32,11 +48,20 @@ class TripletTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self._train_means = RunningMeans()
         self._eval_means = RunningMeans()
+        self._layout_is_checked = False
+        self._plain_attention = ""
+        self._choice = choose_layout(
+            self.model, self.args.t_spin_layout, compiled=self.args.torch_compile
+        )
+        if self._choice.layout == "shared_prefix":
+            self._plain_attention = use_structured_attention(self.model)
+        self._tell_collators()
+        LOG.info("T-SPIN layout: %s (%s)", self._choice.layout, self._choice.reason)
 
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
@@ -45,7 +70,8 @@ class TripletTrainer(Trainer):
         Ranks average their gradients, hence the factor. Without `num_items_in_batch`
         (evaluation) it is the batch's mean.
         """
-        logps, counts = triplet_logps(model, inputs)
+        inputs = self._in_checked_layout(model, inputs)
+        logps, counts = triplet_logps(model, inputs, head=self._choice.head)
         losses = t_spin_loss(
             *logps.unbind(dim=1),
             alpha=self.args.t_spin_alpha,
@@ -65,13 +91,15 @@ class TripletTrainer(Trainer):
     ) -> tuple[list, Tensor]:
         """The micro-batches of one optimizer step, and its triplets summed over all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        triplets = torch.tensor(sum(len(batch["labels"]) for batch in batches), device=device)
+        triplets = torch.tensor(
+            sum(len(batch["layout"].responses) for batch in batches), device=device
+        )
         return batches, self.accelerator.reduce(triplets, reduction="sum")
 
     def prediction_step(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
@@ -118,3 +146,63 @@ class TripletTrainer(Trainer):
         for name in ("ppl", "eval_ppl"):
             logs.pop(name, None)
         super().log(logs, start_time)
+
+    def _tell_collators(self) -> None:
+        for collator in (self.data_collator, getattr(self, "eval_data_collator", None)):
+            if isinstance(collator, TripletCollator):
+                collator.layout = self._choice.layout
+                collator.max_tokens_per_row = self.args.t_spin_max_tokens_per_row
+
+    def _in_checked_layout(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch; before the first step the layout is checked on one of its triplets, after a
+        failed check batches that were packed before are padded."""
+        if not self._layout_is_checked:
+            self._layout_is_checked = True
+            self._check_layout(model, batch)
+        if self._choice.layout == "padded" and batch["layout"].rows is not None:
+            padded = pad_triplets(triplets_of(batch), pad_token_id=0)
+            return self._prepare_inputs(padded)
+        return batch
+
+    def _check_layout(self, model: torch.nn.Module, batch: dict[str, Any]) -> None:
+        """Compare with the plain way; all ranks take what the worst one finds."""
+        if (self._choice.layout, self._choice.head) == ("padded", "plain"):
+            return
+        policy = unwrapped(model)
+        plain_attention = self._plain_attention or policy.config._attn_implementation
+        triplet = triplet_to_check(triplets_of(batch), vocabulary_size(policy))
+        try:
+            difference = difference_on(
+                triplet, model, self._choice, plain_attention, self.args.device
+            )
+            reason = f"log-probabilities differ by {difference:.1e} nats a token on average"
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            difference, reason = float("inf"), f"it fails ({error})"
+        worst = self.accelerator.gather(
+            torch.tensor([difference], device=self.args.device, dtype=torch.float32)
+        ).max()
+        tolerance = TOLERANCE[self._compute_dtype()]
+        if worst <= tolerance:
+            LOG.info("T-SPIN layout: checked against padded rows: %s", reason)
+            return
+        LOG.warning(
+            "T-SPIN layout: %s with the %s head is not exact for this policy: %s (tolerance %.0e). "
+            "Going on with padded rows and plain logits",
+            self._choice.layout,
+            self._choice.head,
+            reason,
+            tolerance,
+        )
+        if self._choice.layout == "shared_prefix":
+            base_of(policy).set_attn_implementation(plain_attention)
+        self._choice = Choice("padded", "plain", reason)
+        self._tell_collators()
+
+    def _compute_dtype(self) -> torch.dtype:
+        if self.args.bf16:
+            return torch.bfloat16
+        if self.args.fp16:
+            return torch.float16
+        assert self.model is not None
+        dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+        return dtype if dtype in TOLERANCE else torch.bfloat16

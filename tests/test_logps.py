@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import tiny_llama
 
+from axolotl_tspin.heads import HEADS, token_logps
 from axolotl_tspin.layouts import TripletTokens, pad_triplets
-from axolotl_tspin.logps import response_logps, triplet_logps
+from axolotl_tspin.logps import triplet_logps
 
 
 def reference_logp(logits: torch.Tensor, labels: list[int]) -> float:
@@ -22,52 +23,39 @@ def reference_logp(logits: torch.Tensor, labels: list[int]) -> float:
     return total
 
 
-LABELS = [
-    [-100, -100, 3, 1, 4],
-    [-100, -100, -100, 2, -100],  # one token
-    [-100, -100, -100, -100, -100],  # empty
-    [-100, 0, 0, 0, 0],
-]
-
-
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-5)]
 )
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_sums_and_counts(dtype, tolerance, scale):
+def test_token_log_probabilities(dtype, tolerance, scale):
     torch.manual_seed(0)
-    logits = (torch.randn(4, 5, 7) * scale).to(dtype)
-    sums, counts = response_logps(logits, torch.tensor(LABELS))
-    assert counts.tolist() == [3, 1, 0, 4]
-    assert sums.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    for row, labels in enumerate(LABELS):
-        assert sums[row].item() == pytest.approx(
-            reference_logp(logits[row], labels), rel=tolerance, abs=tolerance
-        )
+    logits = (torch.randn(4, 7) * scale).to(dtype)
+    targets = torch.tensor([3, 0, 6, 2])
+    logps = token_logps(logits, targets)
+    assert logps.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for row, target in enumerate(targets.tolist()):
+        expected = reference_logp(torch.stack([logits[row]] * 2), [-100, target])
+        assert logps[row].item() == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
-def test_gradient_is_the_indicator_less_the_softmax_at_response_positions():
+def test_gradient_is_the_indicator_less_the_softmax():
     torch.manual_seed(1)
-    logits = torch.randn(4, 5, 7, dtype=torch.float64, requires_grad=True)
-    labels = torch.tensor(LABELS)
-    response_logps(logits, labels)[0].sum().backward()
-    expected = torch.zeros_like(logits)
-    for row in range(4):
-        for position in range(1, 5):
-            if labels[row, position] != -100:
-                expected[row, position - 1] -= logits.detach()[row, position - 1].softmax(0)
-                expected[row, position - 1, labels[row, position]] += 1
+    logits = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([3, 0, 6, 2])
+    token_logps(logits, targets).sum().backward()
+    expected = torch.nn.functional.one_hot(targets, 7) - logits.detach().softmax(1)
     torch.testing.assert_close(logits.grad, expected)
 
 
-def test_a_policys_batch_equals_its_triplets_one_row_at_a_time():
+@pytest.mark.parametrize("head", HEADS)
+def test_a_policys_batch_equals_its_triplets_one_row_at_a_time(head):
     policy = tiny_llama(50).double().eval()
     triplets = [
         TripletTokens([1, 5, 6], [7, 8, 2], [9, 2], [10, 11, 12, 13]),
-        TripletTokens([1, 20], [21], [], [22, 2]),
+        TripletTokens([1, 20], [21], [], [22, 2]),  # one token, and none
     ]
     batch = pad_triplets(triplets, pad_token_id=0, pad_to_multiple_of=8)
-    logps, counts = triplet_logps(policy, batch)
+    logps, counts = triplet_logps(policy, batch, head=head)
     assert counts.tolist() == [[3, 2, 4], [1, 0, 2]]
     for i, triplet in enumerate(triplets):
         for j, response in enumerate(triplet[1:]):

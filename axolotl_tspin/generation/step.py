@@ -59,7 +59,9 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
         TSpinError: bad configuration, data or run directory; nothing already made is lost.
     """
     raw = read_yaml(config_path)
-    use_ray, workers = raw.use_ray, raw.ray_num_workers or 1
+    use_ray, workers = raw.use_ray and shard is None, raw.ray_num_workers or 1
+    # A task settles dtypes on its own machine; Axolotl leaves them open on a driver.
+    raw["use_ray"] = use_ray
     plan = prepare_generation(raw)
     if plan.due.step != "generate":
         return Outcome(plan.run, plan.due.iteration, plan.due.step, 0)
@@ -68,11 +70,12 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
     with filelock.FileLock(plan.run.path / ".freeze.lock"):
         if not plan.run.exists():
             freeze(plan, cfg)
-    if use_ray and shard is None:
+    if use_ray:
         from axolotl_tspin.generation.ray_tasks import generate_on_ray
 
         generated = generate_on_ray(config_path, workers, plan.config.generation, cfg)
-        return generate(config_path, Shard())._replace(generated=generated)
+        due = plan.run.due(plan.config.iterations, plan.config.iteration)
+        return Outcome(plan.run, plan.due.iteration, due.step, generated)
 
     shard = shard or this_shard(plan.config.generation.shard)
     fingerprint = plan.check_policy()
@@ -105,6 +108,8 @@ def freeze(plan: GenerationPlan, cfg: Any) -> None:
     """Encode the annotated data through Axolotl's pipeline and keep it for the whole run."""
     cfg.val_set_size = 0
     cfg.test_datasets = cfg.test_datasets if plan.with_test else None
+    # Left open on a Ray driver; Axolotl counts steps with it, which nobody reads here.
+    cfg.batch_size = cfg.batch_size or 1
     # A killed process leaves half a data set there, which Axolotl would take for a whole one.
     shutil.rmtree(cfg.dataset_prepared_path, ignore_errors=True)
     data = load_datasets(cfg=cfg)

@@ -10,7 +10,7 @@ from axolotl.utils.logging import get_logger
 from datasets import Dataset
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.logps import IGNORE_INDEX
+from axolotl_tspin.layouts import IGNORE_INDEX
 from axolotl_tspin.strategies.lengths import ExcessLength, fit_row
 
 LOG = get_logger(__name__)

@@ -1,0 +1,125 @@
+"""The policy's head, applied at the positions that predict response tokens (torch only).
+
+Both implementations run one forward of the (wrapped) policy and give the same numbers; "chunked"
+never holds more than a few hundred rows of logits.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+MOST_LOGITS = 2**25
+"""Logits in one chunk: 128 MiB of float32."""
+
+
+def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
+    """(N,) log-probabilities in nats of targets (N,) under logits (N, vocabulary); float32, or
+    float64 for float64 logits."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return -F.cross_entropy(logits.to(dtype), targets, reduction="none")
+
+
+def plain_head(
+    model: nn.Module, forward: Callable[[], Any], predicting: Tensor, targets: Tensor
+) -> Tensor:
+    """(N,) from all logits of all positions, as the policy returns them."""
+    return token_logps(forward().logits.flatten(0, 1)[predicting], targets)
+
+
+def chunked_head(
+    model: nn.Module, forward: Callable[[], Any], predicting: Tensor, targets: Tensor
+) -> Tensor:
+    """(N,) from chunks of positions, each recomputed in the backward pass.
+
+    The chunks go through the policy's own head module (tied, quantised, under an adapter, sharded
+    or not) while its forward runs, so that wrappers see an ordinary forward: a hook takes the
+    hidden states of the predicting positions and lets the head see one position in their place.
+
+    Raises:
+        NotImplementedError: the policy has no head module, or its forward does not call it once.
+    """
+    policy = unwrapped(model)
+    head = policy.get_output_embeddings()
+    if head is None:
+        raise NotImplementedError(f"{type(policy).__name__} has no output embeddings")
+    to_logits = logit_transform(policy.config)
+    found: list[Tensor] = []
+    busy = False
+
+    def chunk_logps(hidden: Tensor, targets: Tensor) -> Tensor:
+        return token_logps(to_logits(head(hidden[None])[0]), targets)
+
+    def take_hidden(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        nonlocal busy
+        if busy:
+            return None
+        hidden = args[0].flatten(0, 1)[predicting]
+        busy = True
+        try:
+            found.append(_in_chunks(chunk_logps, hidden, targets, vocabulary_size(policy)))
+        finally:
+            busy = False
+        return (args[0][:1, :1], *args[1:])
+
+    hook = head.register_forward_pre_hook(take_hidden, prepend=True)
+    try:
+        logits = forward().logits
+    finally:
+        hook.remove()
+    if len(found) != 1:
+        raise NotImplementedError(f"{type(policy).__name__} called its head {len(found)} times")
+    # Sharding wrappers hang their backward hooks on what the forward returned.
+    return found[0] + 0 * logits.flatten()[0]
+
+
+def _in_chunks(
+    chunk_logps: Callable[[Tensor, Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    vocabulary: int,
+) -> Tensor:
+    size = max(MOST_LOGITS // vocabulary, 1)
+    if len(targets) <= size:
+        return chunk_logps(hidden, targets)
+    chunks = zip(hidden.split(size), targets.split(size), strict=True)
+    return torch.cat([checkpoint(chunk_logps, h, t, use_reentrant=False) for h, t in chunks])
+
+
+def logit_transform(config: Any) -> Callable[[Tensor], Tensor]:
+    """What the policy's forward does to its head's output: Cohere's scale, Granite's divisor,
+    Gemma's soft cap."""
+    config = config.get_text_config()
+    scale = getattr(config, "logit_scale", None)
+    divisor = getattr(config, "logits_scaling", None)
+    softcap = getattr(config, "final_logit_softcapping", None)
+
+    def to_logits(logits: Tensor) -> Tensor:
+        if scale is not None:
+            logits = logits * scale
+        if divisor is not None:
+            logits = logits / divisor
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        return logits
+
+    return to_logits
+
+
+def vocabulary_size(policy: Any) -> int:
+    return policy.config.get_text_config().vocab_size
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The policy under DDP's, DeepSpeed's or a compiler's wrapper."""
+    while True:
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+HEADS = {"chunked": chunked_head, "plain": plain_head}

@@ -1,0 +1,35 @@
+"""How triplets are laid out as tensors (torch and transformers only).
+
+Every layout gives the same batch: `input_ids` and `labels` (rows, length), the latter −100
+outside responses; `attention_mask` or `position_ids` (rows, length) for the policy; `predicting`
+(N,), the positions, counted through all rows, whose logits predict a response token; `targets`
+(N,), those tokens, response after response; and `layout`, a `BatchLayout`.
+"""
+
+from typing import Any
+
+from axolotl_tspin.layouts.padded import pad_triplets, unpad_triplets
+from axolotl_tspin.layouts.shared_prefix import pack_triplets, unpack_triplets
+from axolotl_tspin.layouts.triplets import (
+    IGNORE_INDEX,
+    RESPONSES,
+    BatchLayout,
+    TripletSpan,
+    TripletTokens,
+)
+
+__all__ = [
+    "IGNORE_INDEX",
+    "RESPONSES",
+    "BatchLayout",
+    "TripletSpan",
+    "TripletTokens",
+    "pack_triplets",
+    "pad_triplets",
+    "triplets_of",
+]
+
+
+def triplets_of(batch: dict[str, Any]) -> list[TripletTokens]:
+    """The triplets of a batch, whatever its layout."""
+    return unpad_triplets(batch) if batch["layout"].rows is None else unpack_triplets(batch)

@@ -1,0 +1,144 @@
+"""Which layout a policy can be trained in, and the proof on a real triplet."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.heads import unwrapped
+from axolotl_tspin.layouts.attention import STRUCTURED
+from axolotl_tspin.layouts.padded import pad_triplets
+from axolotl_tspin.layouts.shared_prefix import pack_triplets
+from axolotl_tspin.layouts.triplets import TripletTokens
+from axolotl_tspin.logps import response_token_logps
+
+TOLERANCE = {
+    torch.float64: 1e-5,
+    torch.float32: 1e-3,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+}
+"""Mean difference of a token's log-probability, in nats, that rounding explains."""
+
+
+class Choice(NamedTuple):
+    """A layout, how the head is applied (`heads.HEADS`), and why."""
+
+    layout: str
+    head: str
+    reason: str
+
+
+MOST_PLAIN_LOGITS = 2**29
+"""Logits of the plain side of the check: 2 GiB of float32."""
+
+
+def choose_layout(model: Any, wanted: str, *, compiled: bool = False) -> Choice:
+    """The fastest exact layout for a policy, by what its class and configuration say.
+
+    Args:
+        model: the policy (a transformers model, or one under PEFT), not yet wrapped.
+        wanted: `t_spin.layout`: "auto", "shared_prefix" or "padded".
+        compiled: the policy is compiled by torch.compile.
+
+    Raises:
+        TSpinError: "shared_prefix" is wanted and the policy cannot take it.
+    """
+    head = "plain" if compiled or model.get_output_embeddings() is None else "chunked"
+    if wanted == "padded":
+        return Choice("padded", head, "`t_spin.layout: padded`")
+    obstacle = obstacle_to_sharing(model, compiled=compiled)
+    if obstacle is None:
+        return Choice("shared_prefix", head, "each prompt is computed once for its responses")
+    if wanted == "shared_prefix":
+        raise TSpinError(
+            f"`t_spin.layout: shared_prefix` does not fit this policy: {obstacle}. Use `auto` or "
+            "`padded`"
+        )
+    return Choice("padded", head, obstacle)
+
+
+def obstacle_to_sharing(model: Any, *, compiled: bool) -> str | None:
+    """Why responses cannot share their prompt's row, if they cannot."""
+    base = base_of(model)
+    name = type(base).__name__
+    config = base.config.get_text_config()
+    if compiled:
+        return "torch.compile would compile anew for every row's shape"
+    if base.config.is_encoder_decoder:
+        return f"{name} is an encoder-decoder"
+    if getattr(base, "_is_stateful", False):
+        return f"{name} carries a state along the row, which would run through all responses"
+    others = set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention",
+        "sliding_attention",
+    }
+    if others:
+        return f"{name} has layers of type {', '.join(sorted(others))}"
+    if getattr(config, "attention_chunk_size", None):
+        return f"{name} attends in chunks of the row"
+    if not getattr(base, "_supports_attention_backend", False):
+        return f"{name} takes no other attention than its own"
+    return None
+
+
+def base_of(policy: Any) -> Any:
+    """The transformers model, under PEFT or not."""
+    return policy.get_base_model() if hasattr(policy, "peft_config") else policy
+
+
+def use_structured_attention(model: Any) -> str:
+    """Set the policy's attention implementation to `STRUCTURED`; returns what it was."""
+    base = base_of(model)
+    before = base.config._attn_implementation
+    base.set_attn_implementation(STRUCTURED)
+    return before
+
+
+def triplet_to_check(triplets: Sequence[TripletTokens], vocabulary: int) -> TripletTokens:
+    """The longest triplet whose plain logits are affordable, or the shortest of all."""
+
+    def logits(triplet: TripletTokens) -> int:
+        return 3 * (len(triplet.prompt) + max(map(len, triplet[1:]))) * vocabulary
+
+    affordable = [t for t in triplets if logits(t) <= MOST_PLAIN_LOGITS]
+    return max(affordable, key=logits) if affordable else min(triplets, key=logits)
+
+
+@torch.no_grad()
+def difference_on(
+    triplet: TripletTokens, model: Any, choice: Choice, plain_attention: str, device: Any
+) -> float:
+    """Mean over a triplet's response tokens of |log π by `choice` − log π by three padded rows and
+    all logits under the user's attention|, in nats.
+
+    The policy is put into evaluation mode meanwhile, so that dropout does not count.
+
+    Args:
+        model: the policy as it is trained, wrapped.
+        plain_attention: the attention implementation for the plain side.
+    """
+    policy = unwrapped(model)
+    base = base_of(policy)
+    fast_attention = base.config._attn_implementation
+    training = model.training
+    model.eval()
+    try:
+        lay_out = pack_triplets if choice.layout == "shared_prefix" else pad_triplets
+        fast = _by_response(model, lay_out([triplet], pad_token_id=0), choice.head, device)
+        base.set_attn_implementation(plain_attention)
+        plain = _by_response(model, pad_triplets([triplet], pad_token_id=0), "plain", device)
+    finally:
+        base.set_attn_implementation(fast_attention)
+        model.train(training)
+    return (fast - plain).abs().mean().item()
+
+
+def _by_response(model: Any, batch: dict[str, Any], head: str, device: Any) -> Tensor:
+    """Token log-probabilities of y, y′ and y0, one after another, float64."""
+    on_device = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    logps = response_token_logps(model, on_device, head=head)
+    parts = logps.double().split(batch["layout"].lengths)
+    return torch.cat([parts[i] for i in batch["layout"].responses[0]])
