@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from axolotl_tspin.policies import unwrapped, vocabulary_size
+
 MOST_LOGITS = 2**25
 """Logits in one chunk: 128 MiB of float32."""
 
@@ -107,19 +109,6 @@ def logit_transform(config: Any) -> Callable[[Tensor], Tensor]:
         return logits
 
     return to_logits
-
-
-def vocabulary_size(policy: Any) -> int:
-    return policy.config.get_text_config().vocab_size
-
-
-def unwrapped(model: nn.Module) -> Any:
-    """The policy under DDP's, DeepSpeed's or a compiler's wrapper."""
-    while True:
-        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 HEADS = {"chunked": chunked_head, "plain": plain_head}

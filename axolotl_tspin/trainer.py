@@ -10,12 +10,10 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from axolotl_tspin.collator import TripletCollator
-from axolotl_tspin.heads import unwrapped, vocabulary_size
 from axolotl_tspin.layouts import pad_triplets, triplets_of
 from axolotl_tspin.layouts.choice import (
     TOLERANCE,
     Choice,
-    base_of,
     choose_layout,
     difference_on,
     triplet_to_check,
@@ -24,6 +22,7 @@ from axolotl_tspin.layouts.choice import (
 from axolotl_tspin.logps import triplet_logps
 from axolotl_tspin.loss import t_spin_loss
 from axolotl_tspin.metrics import RunningMeans, triplet_metrics
+from axolotl_tspin.policies import base_of, unwrapped, vocabulary_size
 
 LOG = logging.getLogger(__name__)
 

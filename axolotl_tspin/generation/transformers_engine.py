@@ -9,6 +9,7 @@ from transformers import DynamicCache
 from transformers import GenerationConfig as SamplingConfig
 
 from axolotl_tspin.config import GenerationConfig
+from axolotl_tspin.generation.decoding import give_room, use_decoding_attention
 from axolotl_tspin.generation.engine import Request, Response
 
 SEGMENT = 24
@@ -36,6 +37,7 @@ class TransformersEngine:
     ) -> None:
         self.group_size = batch_size
         self._model = model.eval()
+        use_decoding_attention(model)
         self._pad_token_id = pad_token_id
         self._sampling = sampling
 
@@ -78,6 +80,8 @@ class TransformersEngine:
                 return_dict_in_generate=True,
             )
             sequences, cache = output.sequences, output.past_key_values
+            if isinstance(cache, DynamicCache):
+                give_room(cache)
             staying = []
             for position, i in enumerate(alive):
                 response = _ended(group[i], sequences[position, longest:].tolist(), stop_ids)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.heads import unwrapped
 from axolotl_tspin.layouts.attention import STRUCTURED
 from axolotl_tspin.layouts.padded import pad_triplets
 from axolotl_tspin.layouts.shared_prefix import pack_triplets
 from axolotl_tspin.layouts.triplets import TripletTokens
 from axolotl_tspin.logps import response_token_logps
+from axolotl_tspin.policies import base_of, unwrapped
 
 TOLERANCE = {
     torch.float64: 1e-5,
@@ -82,11 +82,6 @@ def obstacle_to_sharing(model: Any, *, compiled: bool) -> str | None:
     if not getattr(base, "_supports_attention_backend", False):
         return f"{name} takes no other attention than its own"
     return None
-
-
-def base_of(policy: Any) -> Any:
-    """The transformers model, under PEFT or not."""
-    return policy.get_base_model() if hasattr(policy, "peft_config") else policy
 
 
 def use_structured_attention(model: Any) -> str:

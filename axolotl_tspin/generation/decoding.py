@@ -1,0 +1,106 @@
+"""Cheaper decoding for transformers' generation: a cache with room, attention without copies of
+grouped heads.
+
+Both are what transformers does, less memory traffic: its cache is copied with every token, and
+under a padding mask its `sdpa` repeats keys and values for every query head.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from axolotl_tspin.policies import base_of
+
+DECODING = "t_spin_decoding"
+"""The name of this attention: `model.set_attn_implementation(DECODING)`."""
+
+ROOM = 32
+"""Tokens that a cache can take before it is copied to a larger one."""
+
+
+class RoomyLayer(DynamicLayer):
+    """A DynamicLayer that is copied every `ROOM` tokens; `keys` and `values` are views."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stores: tuple[Tensor, Tensor] | None = None
+        self._view: Tensor | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        old, length = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
+        # Rows that left the batch left it through a copy, which has no room.
+        stores = self._stores if self.keys is self._view else None
+        if stores is None or stores[0].shape[-2] < length:
+            rows, heads, _, _ = key_states.shape
+            stores = (
+                key_states.new_empty(rows, heads, length + ROOM, key_states.shape[-1]),
+                value_states.new_empty(rows, heads, length + ROOM, value_states.shape[-1]),
+            )
+            if self.keys is not None and self.values is not None and old:
+                stores[0][:, :, :old] = self.keys
+                stores[1][:, :, :old] = self.values
+        stores[0][:, :, old:length] = key_states
+        stores[1][:, :, old:length] = value_states
+        self._stores = stores
+        self.keys = self._view = stores[0][:, :, :length]
+        self.values = stores[1][:, :, :length]
+        return self.keys, self.values
+
+
+def give_room(cache: DynamicCache) -> None:
+    """Let a cache's full-attention layers take further tokens without a copy each."""
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+            roomy = RoomyLayer()
+            roomy.lazy_initialization(layer.keys, layer.values)
+            roomy.keys, roomy.values = layer.keys, layer.values
+            cache.layers[number] = roomy
+
+
+def decoding_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: `sdpa`, but for one new token and grouped heads the
+    queries of a group stand side by side over their one key head."""
+    rows, heads, length, size = query.shape
+    groups = heads // key.shape[1]
+    if length > 1 or groups == 1 or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    output = F.scaled_dot_product_attention(
+        query.view(rows, key.shape[1], groups, size),
+        key,
+        value,
+        attn_mask=attention_mask,
+        dropout_p=dropout,
+        scale=scaling,
+    )
+    return output.reshape(rows, 1, heads, value.shape[-1]), None
+
+
+def use_decoding_attention(model: Any) -> None:
+    """Have a model that attends by `sdpa` decode this way."""
+    base = base_of(model)
+    if base.config._attn_implementation == "sdpa" and base._supports_attention_backend:
+        base.set_attn_implementation(DECODING)
+
+
+AttentionInterface.register(DECODING, decoding_attention)
+AttentionMaskInterface.register(DECODING, sdpa_mask)

@@ -1,0 +1,23 @@
+"""Reaching the transformers model inside wrappers, and its numbers (torch only)."""
+
+from typing import Any
+
+from torch import nn
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The policy under DDP's, DeepSpeed's or a compiler's wrapper; PEFT's stays."""
+    while True:
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def base_of(policy: Any) -> Any:
+    """The transformers model, under PEFT or not."""
+    return policy.get_base_model() if hasattr(policy, "peft_config") else policy
+
+
+def vocabulary_size(policy: Any) -> int:
+    return policy.config.get_text_config().vocab_size

@@ -1,0 +1,307 @@
+"""A training step in each layout beside TRL's DPO step, on the same policy and data, in one run.
+
+    python benchmarks/step.py MODEL --data GSM8K/train.jsonl > table.md
+
+MODEL is a model folder, or `llama-1b` / `llama-7b` for a Llama of that shape with random weights.
+A step is the Trainer's own `training_step`: forward and backward over one micro-batch (the
+optimizer's step is the same for all). Methods take turns, so that a change of the machine's pace
+meets all; medians of `--repeats` rounds after a first one, in which memory is measured: the peak
+during the step over what was held before it.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainingArguments
+from trl import DPOConfig, DPOTrainer
+
+from axolotl_tspin.args import TSpinTrainingArgs
+from axolotl_tspin.collator import TripletCollator
+from axolotl_tspin.layouts import TripletTokens
+from axolotl_tspin.layouts.choice import Choice
+from axolotl_tspin.trainer import TripletTrainer
+
+SHAPES = [(100, 150), (200, 400), (512, 128), (1024, 128), (1024, 1024)]
+RANDOM_LLAMAS = {
+    "llama-1b": LlamaConfig(
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        tie_word_embeddings=True,
+    ),
+    "llama-7b": LlamaConfig(vocab_size=32000),
+}
+Step = Callable[[], None]
+
+
+@dataclass
+class Arguments(TSpinTrainingArgs, TrainingArguments):
+    pass
+
+
+def load(model: str, device: str) -> Any:
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    if model in RANDOM_LLAMAS:
+        torch.manual_seed(0)
+        with torch.device(device):
+            return AutoModelForCausalLM.from_config(RANDOM_LLAMAS[model], dtype=dtype)
+    return AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device)
+
+
+def random_ids(length: int, vocabulary: int) -> list[int]:
+    return [random.randrange(3, vocabulary) for _ in range(length)]
+
+
+def triplets_of_shape(prompt: int, response: int, count: int, vocabulary: int):
+    return [
+        TripletTokens(
+            random_ids(prompt, vocabulary), *(random_ids(response, vocabulary) for _ in range(3))
+        )
+        for _ in range(count)
+    ]
+
+
+def triplets_like_gsm8k(data: Path, tokenizer, count: int, vocabulary: int):
+    """Prompts and responses of GSM8K's lengths; a triplet's three responses differ in length."""
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    lengths = [len(tokenizer(row["answer"])["input_ids"]) for row in rows]
+    chosen = random.sample(range(len(rows)), count)
+    return [
+        TripletTokens(
+            tokenizer(rows[i]["question"])["input_ids"],
+            *(random_ids(n, vocabulary) for n in (lengths[i], *random.choices(lengths, k=2))),
+        )
+        for i in chosen
+    ]
+
+
+def arguments(kind: type, folder: str, device: str, **more: Any) -> Any:
+    return kind(
+        output_dir=folder,
+        report_to=[],
+        use_cpu=device == "cpu",
+        bf16=device == "cuda",
+        remove_unused_columns=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        **more,
+    )
+
+
+def triplet_step(
+    model: Any, triplets: list[TripletTokens], choice: Choice, most: int | None, folder: str
+) -> Step:
+    """Our trainer's step in one layout."""
+    rows = [
+        {
+            "input_ids": [*t.prompt, *t.annotated],
+            "labels": [-100] * len(t.prompt) + list(t.annotated),
+            "synthetic_ids": t.synthetic,
+            "proto_synthetic_ids": t.proto_synthetic,
+        }
+        for t in triplets
+    ]
+    trainer = TripletTrainer(
+        model=model,
+        args=arguments(
+            Arguments,
+            folder,
+            model.device.type,
+            t_spin_layout=choice.layout,
+            t_spin_max_tokens_per_row=most,
+        ),
+        train_dataset=rows,
+        data_collator=TripletCollator(SimpleNamespace(pad_token_id=0)),
+    )
+    trainer._choice = choice  # the padded layout with all logits is no setting of its own
+    count = torch.tensor(len(triplets), device=model.device)
+
+    def step() -> None:
+        attention = "t_spin" if choice.layout == "shared_prefix" else "sdpa"
+        model.set_attn_implementation(attention)
+        model.zero_grad(set_to_none=True)
+        trainer.training_step(model, trainer.data_collator(rows), count)
+
+    return step
+
+
+def dpo_step(
+    model: Any, triplets: list[TripletTokens], reference: Any, tokenizer: Any, folder: str
+) -> Step:
+    """TRL's DPO step on (x, y, y′); without `reference` its log-probabilities are precomputed."""
+    texts = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}])
+    trainer = DPOTrainer(
+        model=model,
+        ref_model=reference,
+        args=arguments(
+            DPOConfig, folder, model.device.type, precompute_ref_log_probs=reference is None
+        ),
+        train_dataset=texts,
+        processing_class=tokenizer,
+    )
+    rows = [
+        {"prompt_ids": list(t.prompt), "chosen_ids": t.annotated, "rejected_ids": t.synthetic}
+        for t in triplets
+    ]
+    if reference is None:
+        rows = [row | {"ref_chosen_logps": -50.0, "ref_rejected_logps": -60.0} for row in rows]
+
+    def step() -> None:
+        model.set_attn_implementation("sdpa")
+        model.zero_grad(set_to_none=True)
+        trainer.training_step(model, trainer.data_collator(rows), None)
+
+    return step
+
+
+def peak_memory(step: Step, device: str) -> float:
+    """MiB that the step held at its peak above what was held before it."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = status_kib("VmRSS")
+    step()
+    return (status_kib("VmHWM") - before) / 1024
+
+
+def status_kib(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    raise KeyError(field)
+
+
+def seconds(step: Step, device: str) -> float:
+    started = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def matmul_rate(model: Any) -> float:
+    """Floating-point operations a second of a large matrix product in the policy's type."""
+    size = 8192 if model.device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=model.device, dtype=model.dtype)
+
+    def product() -> None:
+        a @ a
+
+    product()
+    return 2 * size**3 / statistics.median(seconds(product, model.device.type) for _ in range(7))
+
+
+def floor_flops(model: Any, triplets: list[TripletTokens]) -> float:
+    """Operations of forward and backward over the distinct tokens: matrices, causal attention, and
+    the head at response positions."""
+    config = model.config
+    head = config.vocab_size * config.hidden_size
+    embedding = 0 if config.tie_word_embeddings else head
+    body = sum(p.numel() for p in model.parameters()) - head - embedding
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = config.num_hidden_layers * config.num_attention_heads * size
+    flops = 0
+    for t in triplets:
+        responses = list(map(len, t[1:]))
+        flops += 2 * body * (len(t.prompt) + sum(responses)) + 2 * head * sum(responses)
+        seen = len(t.prompt) ** 2 / 2 + sum(n * len(t.prompt) + n * n / 2 for n in responses)
+        flops += 4 * width * seen
+    return 3 * flops
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--data", type=Path, help="GSM8K's train.jsonl, for its lengths")
+    parser.add_argument("--tokenizer", help="default: the model's own")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--triplets", type=int, default=2, help="in a micro-batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--shapes", nargs="*", help="such as 100/150; default all")
+    args = parser.parse_args()
+    random.seed(0)
+    model = load(args.model, args.device)
+    reference = load(args.model, args.device)
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    vocabulary = model.config.vocab_size
+    rate = matmul_rate(model)
+    print(f"Matrix products: {rate / 1e9:.0f} GFLOP/s. {args.triplets} triplets a step.\n")
+    print(
+        "| prompt/response | method | triplets/s | tokens/s | ratio | peak MiB | of the floor |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        flush=True,
+    )
+    shapes = {f"{p}/{r}": triplets_of_shape(p, r, args.triplets, vocabulary) for p, r in SHAPES}
+    if args.data:
+        shapes["GSM8K"] = triplets_like_gsm8k(args.data, tokenizer, 4 * args.triplets, vocabulary)
+    with tempfile.TemporaryDirectory() as folder:
+        for shape, triplets in shapes.items():
+            if args.shapes and shape not in args.shapes:
+                continue
+            same = [t._replace(synthetic=t.proto_synthetic) for t in triplets]
+            ours = {
+                "padded, all logits": (triplets, Choice("padded", "plain", ""), None),
+                "padded": (triplets, Choice("padded", "chunked", ""), None),
+                "shared_prefix": (triplets, Choice("shared_prefix", "chunked", ""), 1),
+                "packed (auto)": (triplets, Choice("shared_prefix", "chunked", ""), None),
+                "packed, y′ = y0": (same, Choice("shared_prefix", "chunked", ""), None),
+            }
+            steps = {
+                name: triplet_step(model, rows, choice, most, folder)
+                for name, (rows, choice, most) in ours.items()
+            }
+            steps["TRL DPO"] = dpo_step(model, triplets, reference, tokenizer, folder)
+            steps["TRL DPO, precomputed"] = dpo_step(model, triplets, None, tokenizer, folder)
+            for step in steps.values():
+                step()
+            memory = {name: peak_memory(step, args.device) for name, step in steps.items()}
+            times: dict[str, list[float]] = {name: [] for name in steps}
+            for _ in range(args.repeats):
+                for name, step in steps.items():
+                    times[name].append(seconds(step, args.device))
+            print(f"{shape}: {times}", file=sys.stderr, flush=True)
+            report(shape, model, triplets, times, memory, rate)
+
+
+def report(shape, model, triplets, times, memory, rate) -> None:
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, median in medians.items():
+        rows = triplets
+        if "y0" in name:
+            # The shared response is one of two.
+            rows = [t._replace(proto_synthetic=[]) for t in triplets]
+        tokens = sum(len(t.prompt) + sum(map(len, t[1:])) for t in rows)
+        floor = "" if "DPO" in name else f"{floor_flops(model, rows) / rate / median:.0%}"
+        print(
+            f"| {shape} | {name} | {len(triplets) / median:.3f} | {tokens / median:.0f} | "
+            f"{medians['padded, all logits'] / median:.2f} | {memory[name]:.0f} | {floor} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
