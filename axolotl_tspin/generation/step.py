@@ -59,7 +59,7 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
         TSpinError: bad configuration, data or run directory; nothing already made is lost.
     """
     raw = read_yaml(config_path)
-    use_ray, workers = raw.use_ray and shard is None, raw.ray_num_workers or 1
+    use_ray, workers = bool(raw.use_ray) and shard is None, raw.ray_num_workers or 1
     # A task settles dtypes on its own machine; Axolotl leaves them open on a driver.
     raw["use_ray"] = use_ray
     plan = prepare_generation(raw)
