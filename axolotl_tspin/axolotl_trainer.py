@@ -3,8 +3,11 @@
 from typing import Any, ClassVar
 
 from axolotl.core.trainers.base import AxolotlTrainer
+from axolotl.utils.logging import get_logger
 
-from axolotl_tspin.trainer import TripletTrainer
+from axolotl_tspin.trainer import LOG, TripletTrainer
+
+get_logger(LOG.name)  # what TripletTrainer says passes Axolotl's log level
 
 
 class TSpinTrainer(AxolotlTrainer, TripletTrainer):

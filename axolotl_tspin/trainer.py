@@ -55,7 +55,8 @@ class TripletTrainer(Trainer):
         if self._choice.layout == "shared_prefix":
             self._plain_attention = use_structured_attention(self.model)
         self._tell_collators()
-        LOG.info("T-SPIN layout: %s (%s)", self._choice.layout, self._choice.reason)
+        if self.is_world_process_zero():
+            LOG.info("T-SPIN layout: %s (%s)", self._choice.layout, self._choice.reason)
 
     def compute_loss(
         self,
@@ -182,16 +183,18 @@ class TripletTrainer(Trainer):
         ).max()
         tolerance = TOLERANCE[self._compute_dtype()]
         if worst <= tolerance:
-            LOG.info("T-SPIN layout: checked against padded rows: %s", reason)
+            if self.is_world_process_zero():
+                LOG.info("T-SPIN layout: checked against padded rows: %s", reason)
             return
-        LOG.warning(
-            "T-SPIN layout: %s with the %s head is not exact for this policy: %s (tolerance %.0e). "
-            "Going on with padded rows and plain logits",
-            self._choice.layout,
-            self._choice.head,
-            reason,
-            tolerance,
-        )
+        if self.is_world_process_zero():
+            LOG.warning(
+                "T-SPIN layout: %s with the %s head is not exact for this policy: %s (tolerance "
+                "%.0e). Going on with padded rows and plain logits",
+                self._choice.layout,
+                self._choice.head,
+                reason,
+                tolerance,
+            )
         if self._choice.layout == "shared_prefix":
             base_of(policy).set_attn_implementation(plain_attention)
         self._choice = Choice("padded", "plain", reason)

@@ -270,14 +270,14 @@ def main() -> None:
                 "packed (auto)": (triplets, Choice("shared_prefix", "chunked", ""), None),
                 "packed, y′ = y0": (same, Choice("shared_prefix", "chunked", ""), None),
             }
+            if len(triplets) == 1:
+                del ours["shared_prefix"]  # the same as packed
             steps = {
                 name: triplet_step(model, rows, choice, most, folder)
                 for name, (rows, choice, most) in ours.items()
             }
             steps["TRL DPO"] = dpo_step(model, triplets, reference, tokenizer, folder)
             steps["TRL DPO, precomputed"] = dpo_step(model, triplets, None, tokenizer, folder)
-            for step in steps.values():
-                step()
             memory = {name: peak_memory(step, args.device) for name, step in steps.items()}
             times: dict[str, list[float]] = {name: [] for name in steps}
             for _ in range(args.repeats):
