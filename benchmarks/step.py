@@ -160,6 +160,7 @@ def dpo_step(
         {"prompt_ids": list(t.prompt), "chosen_ids": t.annotated, "rejected_ids": t.synthetic}
         for t in triplets
     ]
+    trainer.current_gradient_accumulation_steps = 1  # set by the loop that is not run here
     if reference is None:
         rows = [row | {"ref_chosen_logps": -50.0, "ref_rejected_logps": -60.0} for row in rows]
 
