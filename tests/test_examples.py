@@ -105,5 +105,6 @@ def test_the_examples_chat_template_is_the_papers(tokenizer):
         encoder = ChatEncoder(tokenizer, cfg["chat_template_jinja"])
         user = [{"role": "user", "content": "Say hello."}]
         expected = tokenizer.bos_token + PAPER_TEMPLATE.format(prompt="Say hello.")
-        assert encoder.prompt(user).text == expected
-        assert tokenizer.decode(encoder.response(user, "Hello.")) == "Hello.<|im_end|>"
+        (row,) = encoder.triplets([encoder.text(user, [("Hello.", True)])])
+        assert row.prompt_text == expected
+        assert tokenizer.decode(row.annotated) == "Hello.<|im_end|>"

@@ -179,3 +179,13 @@ def test_a_tokenizer_without_an_end_of_text_token_is_named(tokenizer):
     bare.eos_token = None
     with pytest.raises(TSpinError, match="eos_token"):
         encode(instruction, bare, [instruction_row()])
+
+
+def test_a_first_dropped_row_may_come_late_and_errors_name_the_row_in_any_batch(tokenizer):
+    rows = [instruction_row() for _ in range(2500)]
+    rows[2100]["prompt"] = "long " * 300
+    kept = encode(instruction, tokenizer, rows)
+    assert len(kept) == 2499
+    rows[2400]["prompt"] = " "
+    with pytest.raises(TSpinError, match=r"row 2400, column 'prompt': the text is empty"):
+        encode(instruction, tokenizer, rows)

@@ -11,9 +11,9 @@ from axolotl_tspin.strategies.columns import (
     settings,
     triplet_dataset,
 )
-from axolotl_tspin.strategies.encoding import ChatEncoder
-from axolotl_tspin.strategies.rows import Conversation, RowReader
-from axolotl_tspin.strategies.tokenize import Triplet, TripletDataset
+from axolotl_tspin.strategies.encoding import ChatEncoder, RowText, Triplet
+from axolotl_tspin.strategies.rows import RowReader
+from axolotl_tspin.strategies.tokenize import TripletDataset
 
 
 def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
@@ -27,36 +27,16 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
     tools_column = ds_cfg.get("field_tools") or "tools"
     generated = generated_columns(settings(cfg))
 
-    def encode(row: dict[str, Any], index: int) -> Triplet:
+    def text(row: dict[str, Any], index: int) -> RowText:
         conversation = reader.conversation(index, messages_column, row[messages_column])
-        tools = row.get(tools_column)
         responses: list[tuple[Any, bool]] = [(conversation.response, True)]
         responses += [read_response(reader, row, index, column) for column in generated]
-        return encode_conversation(encoder, conversation, responses, tools)
+        return encoder.text(conversation.prompt, responses, row.get(tools_column))
+
+    def encode(rows: list[dict[str, Any]], indices: list[int]) -> list[Triplet]:
+        return encoder.triplets(list(map(text, rows, indices)))
 
     return triplet_dataset(encode, cfg, reader.source, [messages_column, *generated])
-
-
-def encode_conversation(
-    encoder: ChatEncoder,
-    conversation: Conversation,
-    responses: list[tuple[Any, bool]],
-    tools: list[Any] | None = None,
-) -> Triplet:
-    """A conversation's prompt, and the annotated and any synthetic responses to it, each with
-    whether it ended by itself."""
-    prompt = encoder.prompt(conversation.prompt, tools)
-    return Triplet(
-        prompt.text,
-        conversation.prompt,
-        prompt.ids,
-        conversation.response["content"],
-        encoder.end_ids[-1],
-        *(
-            encoder.response(conversation.prompt, response, ended=ended, tools=tools)
-            for response, ended in responses
-        ),
-    )
 
 
 def chat_reader(ds_cfg: Any) -> RowReader:

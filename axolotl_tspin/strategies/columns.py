@@ -5,7 +5,7 @@ from typing import Any
 from axolotl_tspin.config import TSpinConfig
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.strategies.rows import RowReader
-from axolotl_tspin.strategies.tokenize import EncodeRow, TripletDataset
+from axolotl_tspin.strategies.tokenize import EncodeRows, TripletDataset
 
 FINISH_REASON_SUFFIX = "_finish_reason"
 """A column `<synthetic column>_finish_reason` says "length" where a response was cut."""
@@ -33,7 +33,9 @@ def read_response(
     return reader.response(index, column, row[column]), ended
 
 
-def triplet_dataset(encode: EncodeRow, cfg: Any, source: str, columns: list[str]) -> TripletDataset:
+def triplet_dataset(
+    encode: EncodeRows, cfg: Any, source: str, columns: list[str]
+) -> TripletDataset:
     """The strategy for a public data set, under the YAML's length settings."""
     return TripletDataset(
         encode,

@@ -20,11 +20,31 @@ PROBE = "T-SPIN probe"
 SENTINEL = "\n"
 
 
-class EncodedPrompt(NamedTuple):
-    """A prompt as the text and the token ids that a policy continues."""
+class RowText(NamedTuple):
+    """A row as text: its prompt as a policy continues it, and each response (annotated first) as
+    that continuation, with whether it ended by itself. `messages` is the prompt as the data set
+    had it (None: plain text), `annotated` the annotated response's words."""
 
-    text: str
-    ids: list[int]
+    prompt: str
+    messages: list[dict[str, Any]] | None
+    annotated: str
+    responses: list[tuple[str, bool]]
+
+
+class Triplet(NamedTuple):
+    """One row, encoded. Without synthetic and proto-synthetic responses it is a prompt to
+    generate for. The texts are what a person reads in the run directory; `messages` is the prompt
+    as the data set had it (None: plain text), `end_id` the end-of-turn token, at which sampling
+    stops."""
+
+    prompt_text: str
+    messages: list[dict[str, Any]] | None
+    prompt: list[int]
+    annotated_text: str
+    end_id: int
+    annotated: list[int]
+    synthetic: list[int] | None = None
+    proto_synthetic: list[int] | None = None
 
 
 class ResponseTokenizer:
@@ -43,17 +63,61 @@ class ResponseTokenizer:
         ] != self._plain("a")
 
     def _plain(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._all_plain([text])[0]
+
+    def _all_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
     def __call__(self, text: str) -> list[int]:
-        if self._adds_prefix:
-            ids = self._plain(SENTINEL + text)
-            if ids[: len(self._sentinel_ids)] == self._sentinel_ids:
-                return ids[len(self._sentinel_ids) :]
-        return self._plain(text)
+        return self.batch([text])[0]
+
+    def batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Each text's token ids."""
+        if not self._adds_prefix:
+            return self._all_plain(texts)
+        sentinel = self._sentinel_ids
+        return [
+            ids[len(sentinel) :] if ids[: len(sentinel)] == sentinel else self._plain(text)
+            for text, ids in zip(texts, self._all_plain([SENTINEL + t for t in texts]), strict=True)
+        ]
 
 
-class TemplateEncoder:
+class Encoder:
+    """Tokenises rows that are text, many at once; its subclasses make rows text.
+
+    Attributes:
+        end_ids: what ends a response; the last of them is the end-of-turn token.
+    """
+
+    end_ids: list[int]
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, beginning: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._beginning = beginning
+        self._continuation = ResponseTokenizer(tokenizer)
+
+    def triplets(self, rows: Sequence[RowText]) -> list[Triplet]:
+        """The rows as token ids, each prompt tokenised once."""
+        prompts = self._tokenizer([row.prompt for row in rows], add_special_tokens=False)
+        texts = [text for row in rows for text, _ in row.responses]
+        continuations = iter(self._continuation.batch(texts))
+        return [
+            Triplet(
+                row.prompt,
+                row.messages,
+                [*self._beginning, *prompt],
+                row.annotated,
+                self.end_ids[-1],
+                *(
+                    next(continuations) + (self.end_ids if ended else [])
+                    for _, ended in row.responses
+                ),
+            )
+            for row, prompt in zip(rows, prompts["input_ids"], strict=True)
+        ]
+
+
+class TemplateEncoder(Encoder):
     """Encodes under a plain text template with the field `{prompt}`.
 
     Args:
@@ -74,21 +138,17 @@ class TemplateEncoder:
             raise TSpinError(
                 f"`prompt_template: {template!r}` must contain {{prompt}} exactly once"
             )
-        self._tokenizer = tokenizer
+        super().__init__(tokenizer, _beginning(tokenizer))
         self._template = template
-        self._continuation = ResponseTokenizer(tokenizer)
         self.end_ids = [_eot_id(tokenizer, eot_tokens)]
 
-    def prompt(self, prompt: str) -> EncodedPrompt:
+    def text(self, prompt: str, responses: list[tuple[str, bool]]) -> RowText:
+        """A row of a prompt and its responses' words."""
         text = self._template.replace("{prompt}", prompt)
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return EncodedPrompt(text, [*_beginning(self._tokenizer), *ids])
-
-    def response(self, text: str, *, ended: bool = True) -> list[int]:
-        return self._continuation(text) + (self.end_ids if ended else [])
+        return RowText(text, None, responses[0][0], responses)
 
 
-class ChatEncoder:
+class ChatEncoder(Encoder):
     """Encodes under a chat template.
 
     Args:
@@ -109,32 +169,39 @@ class ChatEncoder:
         eot_tokens: Sequence[str] | None = None,
         source: str = "the data set",
     ) -> None:
-        self._tokenizer = tokenizer
+        super().__init__(tokenizer, [])
         self._template = chat_template
         self._kwargs = template_kwargs or {}
         self._source = source
-        self._continuation = ResponseTokenizer(tokenizer)
         self._suffix, self.end_ids = self._end_of_turn(eot_tokens)
 
-    def prompt(
-        self, messages: list[dict[str, Any]], tools: list[Any] | None = None
-    ) -> EncodedPrompt:
-        text = self._render(messages, tools, add_generation_prompt=True)
-        return EncodedPrompt(text, self._tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def response(
+    def text(
         self,
         messages: list[dict[str, Any]],
-        response: dict[str, Any] | str,
-        *,
-        ended: bool = True,
+        responses: list[tuple[dict[str, Any] | str, bool]],
         tools: list[Any] | None = None,
-    ) -> list[int]:
-        """Token ids of an assistant turn after `messages`, as the template renders it."""
-        if isinstance(response, str):
-            response = {"role": "assistant", "content": response}
+    ) -> RowText:
+        """A row of messages and the assistant turns (or their words) after them, as the template
+        renders them."""
         prompt = self._render(messages, tools, add_generation_prompt=True)
-        whole = self._render([*messages, response], tools, add_generation_prompt=False)
+        turns = [
+            {"role": "assistant", "content": turn} if isinstance(turn, str) else turn
+            for turn, _ in responses
+        ]
+        continuations = [self._continued(prompt, messages, turn, tools) for turn in turns]
+        ended = [ended for _, ended in responses]
+        return RowText(
+            prompt, messages, turns[0]["content"], list(zip(continuations, ended, strict=True))
+        )
+
+    def _continued(
+        self,
+        prompt: str,
+        messages: list[dict[str, Any]],
+        turn: dict[str, Any],
+        tools: list[Any] | None,
+    ) -> str:
+        whole = self._render([*messages, turn], tools, add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise TSpinError(
                 f"{self._source}: the chat template renders the generation prompt as "
@@ -142,8 +209,7 @@ class ChatEncoder:
                 "same prompt in training and generation. Give a template for which both agree "
                 "with `chat_template: jinja` and `chat_template_jinja`"
             )
-        text = whole[len(prompt) :].removesuffix(self._suffix)
-        return self._continuation(text) + (self.end_ids if ended else [])
+        return whole[len(prompt) :].removesuffix(self._suffix)
 
     def _render(
         self,

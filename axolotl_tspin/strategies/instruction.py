@@ -9,9 +9,9 @@ from axolotl_tspin.strategies.columns import (
     settings,
     triplet_dataset,
 )
-from axolotl_tspin.strategies.encoding import PAPER_TEMPLATE, TemplateEncoder
+from axolotl_tspin.strategies.encoding import PAPER_TEMPLATE, RowText, TemplateEncoder, Triplet
 from axolotl_tspin.strategies.rows import RowReader
-from axolotl_tspin.strategies.tokenize import Triplet, TripletDataset
+from axolotl_tspin.strategies.tokenize import TripletDataset
 
 
 def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
@@ -27,18 +27,13 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
     encoder = TemplateEncoder(tokenizer, template, cfg.get("eot_tokens"))
     generated = generated_columns(settings(cfg))
 
-    def encode(row: dict[str, Any], index: int) -> Triplet:
-        prompt = encoder.prompt(reader.text(index, prompt_column, row[prompt_column]))
-        annotated = reader.response(index, response_column, row[response_column])
-        responses = [(annotated, True)]
+    def text(row: dict[str, Any], index: int) -> RowText:
+        prompt = reader.text(index, prompt_column, row[prompt_column])
+        responses = [(reader.response(index, response_column, row[response_column]), True)]
         responses += [read_response(reader, row, index, column) for column in generated]
-        return Triplet(
-            prompt.text,
-            None,
-            prompt.ids,
-            annotated,
-            encoder.end_ids[-1],
-            *(encoder.response(text, ended=ended) for text, ended in responses),
-        )
+        return encoder.text(prompt, responses)
+
+    def encode(rows: list[dict[str, Any]], indices: list[int]) -> list[Triplet]:
+        return encoder.triplets(list(map(text, rows, indices)))
 
     return triplet_dataset(encode, cfg, reader.source, [prompt_column, response_column, *generated])

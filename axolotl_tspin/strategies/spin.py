@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from axolotl_tspin.strategies.chat_template import chat_encoder, chat_reader, encode_conversation
+from axolotl_tspin.strategies.chat_template import chat_encoder, chat_reader
 from axolotl_tspin.strategies.columns import (
     generated_columns,
     read_response,
     settings,
     triplet_dataset,
 )
-from axolotl_tspin.strategies.tokenize import Triplet, TripletDataset
+from axolotl_tspin.strategies.encoding import RowText, Triplet
+from axolotl_tspin.strategies.tokenize import TripletDataset
 
 REAL, GENERATED = "real", "generated"
 
@@ -24,12 +25,15 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
     reader, encoder = chat_reader(ds_cfg), chat_encoder(tokenizer, cfg, ds_cfg)
     generated = generated_columns(settings(cfg))
 
-    def encode(row: dict[str, Any], index: int) -> Triplet:
+    def text(row: dict[str, Any], index: int) -> RowText:
         conversation = reader.conversation(index, REAL, row[REAL])
         responses: list[tuple[Any, bool]] = [(conversation.response, True)]
         for column in generated:
             present = column if column in row else GENERATED
             responses.append(read_response(reader, row, index, present))
-        return encode_conversation(encoder, conversation, responses)
+        return encoder.text(conversation.prompt, responses)
+
+    def encode(rows: list[dict[str, Any]], indices: list[int]) -> list[Triplet]:
+        return encoder.triplets(list(map(text, rows, indices)))
 
     return triplet_dataset(encode, cfg, reader.source, [REAL])

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from axolotl.prompt_tokenizers import DatasetWrappingStrategy
 from axolotl.utils.logging import get_logger
@@ -11,36 +11,21 @@ from datasets import Dataset
 
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.layouts import IGNORE_INDEX
+from axolotl_tspin.strategies.encoding import Triplet
 from axolotl_tspin.strategies.lengths import ExcessLength, fit_row
 
 LOG = get_logger(__name__)
 
 
-class Triplet(NamedTuple):
-    """One row, encoded. Without synthetic and proto-synthetic responses it is a prompt to
-    generate for. The texts are what a person reads in the run directory; `messages` is the prompt
-    as the data set had it (None: plain text), `end_id` the end-of-turn token, at which sampling
-    stops."""
-
-    prompt_text: str
-    messages: list[dict[str, Any]] | None
-    prompt: list[int]
-    annotated_text: str
-    end_id: int
-    annotated: list[int]
-    synthetic: list[int] | None = None
-    proto_synthetic: list[int] | None = None
-
-
-EncodeRow = Callable[[dict[str, Any], int], Triplet]
-"""Encodes a row, given its number in the data set; raises TSpinError on a bad one."""
+EncodeRows = Callable[[list[dict[str, Any]], list[int]], list[Triplet]]
+"""Encodes rows, given their numbers in the data set; raises TSpinError on a bad one."""
 
 
 class TripletDataset(DatasetWrappingStrategy):
     """Encodes a data set's rows, makes them fit, and logs what became of them.
 
     Args:
-        encode: how a row is read.
+        encode: how rows are read.
         source: what errors and logs call the data set.
         columns: the columns that `encode` needs.
         sequence_len, excess_length: see `fit_row`.
@@ -49,7 +34,7 @@ class TripletDataset(DatasetWrappingStrategy):
 
     def __init__(
         self,
-        encode: EncodeRow,
+        encode: EncodeRows,
         *,
         source: str,
         columns: list[str],
@@ -83,7 +68,8 @@ class TripletDataset(DatasetWrappingStrategy):
         if len(dataset) == 0:
             raise TSpinError(f"{self.source}: the data set is empty")
         encoded = dataset.map(
-            self._encode_fitted,
+            self._encode_batch,
+            batched=True,
             with_indices=True,
             num_proc=min(process_count or 1, len(dataset)),
             remove_columns=dataset.column_names,
@@ -92,9 +78,7 @@ class TripletDataset(DatasetWrappingStrategy):
             # Axolotl keeps prepared rows; this cache would not notice a new version of our code.
             load_from_cache_file=False,
         )
-        kept = encoded.select(
-            [i for i, dropped in enumerate(encoded["_dropped"]) if dropped is None]
-        )
+        kept = encoded.select([i for i, dropped in enumerate(encoded["_dropped"]) if not dropped])
         self._log(encoded, kept)
         if len(kept) == 0:
             reasons = ", ".join(sorted(set(encoded["_dropped"])))
@@ -104,8 +88,15 @@ class TripletDataset(DatasetWrappingStrategy):
             )
         return kept.remove_columns([name for name in kept.column_names if name.startswith("_")])
 
-    def _encode_fitted(self, row: dict[str, Any], index: int) -> dict[str, Any]:
-        triplet = self.encode(row, index)
+    def _encode_batch(
+        self, columns: dict[str, list[Any]], indices: list[int]
+    ) -> dict[str, list[Any]]:
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        triplets = self.encode(rows, indices)
+        fitted = [self._fitted(t, i) for t, i in zip(triplets, indices, strict=True)]
+        return {name: [row[name] for row in fitted] for name in fitted[0]}
+
+    def _fitted(self, triplet: Triplet, index: int) -> dict[str, Any]:
         responses = [triplet.annotated]
         if triplet.synthetic is not None and triplet.proto_synthetic is not None:
             responses += [triplet.synthetic, triplet.proto_synthetic]
@@ -120,7 +111,7 @@ class TripletDataset(DatasetWrappingStrategy):
         encoded: dict[str, Any] = {
             "input_ids": [*triplet.prompt, *annotated],
             "labels": [IGNORE_INDEX] * len(triplet.prompt) + annotated,
-            "_dropped": fitted.dropped,
+            "_dropped": fitted.dropped or "",
             "_cut": fitted.cut,
         }
         if generated:
