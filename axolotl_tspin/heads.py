@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from axolotl_tspin.policies import unwrapped, vocabulary_size
@@ -17,12 +18,48 @@ from axolotl_tspin.policies import unwrapped, vocabulary_size
 MOST_LOGITS = 2**25
 """Logits in one chunk: 128 MiB of float32."""
 
+LEAN_ROWS = 64
+"""Rows of logits that pass through the processor's cache at a time."""
+
 
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
     """(N,) log-probabilities in nats of targets (N,) under logits (N, vocabulary); float32, or
     float64 for float64 logits."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return -F.cross_entropy(logits.to(dtype), targets, reduction="none")
+
+
+class _LeanTokenLogps(torch.autograd.Function):
+    """`token_logps`, whose backward turns the logits into their gradient in place: of the four
+    tensors of the logits' size that cross-entropy holds, one is left. Logits are float32 or
+    wider, and nobody else's."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        normalisers = torch.cat([part.logsumexp(1) for part in logits.split(LEAN_ROWS)])
+        ctx.save_for_backward(logits, targets, normalisers)
+        return logits.gather(1, targets[:, None])[:, 0] - normalisers
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, targets, normalisers = ctx.saved_tensors
+        for part, rows in zip(
+            logits.split(LEAN_ROWS),
+            zip(*(x.split(LEAN_ROWS) for x in (targets, normalisers, gradient)), strict=True),
+            strict=True,
+        ):
+            row_targets, row_normalisers, row_gradient = (x[:, None] for x in rows)
+            part.sub_(row_normalisers).exp_().mul_(-row_gradient)
+            part.scatter_add_(1, row_targets, row_gradient)
+        return logits, None
+
+
+def lean_token_logps(logits: Tensor, targets: Tensor) -> Tensor:
+    """`token_logps` with less memory. The backward pass uses the logits up, so that autograd
+    refuses to go through them twice."""
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return _LeanTokenLogps.apply(logits.to(dtype), targets)
 
 
 def plain_head(
@@ -53,7 +90,7 @@ def chunked_head(
     busy = False
 
     def chunk_logps(hidden: Tensor, targets: Tensor) -> Tensor:
-        return token_logps(to_logits(head(hidden[None])[0]), targets)
+        return lean_token_logps(to_logits(head(hidden[None])[0]), targets)
 
     def take_hidden(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         nonlocal busy

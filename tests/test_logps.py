@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny_llama
 
-from axolotl_tspin.heads import HEADS, token_logps
+from axolotl_tspin.heads import HEADS, lean_token_logps, token_logps
 from axolotl_tspin.layouts import TripletTokens, pad_triplets
 from axolotl_tspin.logps import triplet_logps
 
@@ -27,7 +27,8 @@ def reference_logp(logits: torch.Tensor, labels: list[int]) -> float:
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-5)]
 )
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_token_log_probabilities(dtype, tolerance, scale):
+@pytest.mark.parametrize("token_logps", [token_logps, lean_token_logps])
+def test_token_log_probabilities(token_logps, dtype, tolerance, scale):
     torch.manual_seed(0)
     logits = (torch.randn(4, 7) * scale).to(dtype)
     targets = torch.tensor([3, 0, 6, 2])
@@ -38,13 +39,26 @@ def test_token_log_probabilities(dtype, tolerance, scale):
         assert logps[row].item() == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
-def test_gradient_is_the_indicator_less_the_softmax():
+@pytest.mark.parametrize("token_logps", [token_logps, lean_token_logps])
+@pytest.mark.parametrize("rows", [4, 150])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_gradient_is_the_indicator_less_the_softmax(token_logps, rows, scale):
     torch.manual_seed(1)
-    logits = torch.randn(4, 7, dtype=torch.float64, requires_grad=True)
-    targets = torch.tensor([3, 0, 6, 2])
-    token_logps(logits, targets).sum().backward()
-    expected = torch.nn.functional.one_hot(targets, 7) - logits.detach().softmax(1)
-    torch.testing.assert_close(logits.grad, expected)
+    leaf = torch.randn(rows, 7, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 7, (rows,))
+    weights = torch.randn(rows, dtype=torch.float64)
+    (token_logps(leaf * scale, targets) * weights).sum().backward()
+    softmax = (leaf.detach() * scale).softmax(1)
+    expected = torch.nn.functional.one_hot(targets, 7) - softmax
+    torch.testing.assert_close(leaf.grad, expected * weights[:, None] * scale)
+
+
+def test_the_lean_graph_is_gone_through_once():
+    leaf = torch.randn(3, 7, requires_grad=True)
+    logps = lean_token_logps(leaf * 1.0, torch.tensor([1, 2, 3])).sum()
+    logps.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        logps.backward()
 
 
 @pytest.mark.parametrize("head", HEADS)
