@@ -99,7 +99,6 @@ def arguments(kind: type, folder: str, device: str, **more: Any) -> Any:
         use_cpu=device == "cpu",
         bf16=device == "cuda",
         remove_unused_columns=False,
-        gradient_checkpointing=False,
         disable_tqdm=True,
         **more,
     )
@@ -124,6 +123,7 @@ def triplet_step(
             Arguments,
             folder,
             model.device.type,
+            gradient_checkpointing=False,
             t_spin_layout=choice.layout,
             t_spin_max_tokens_per_row=most,
         ),
@@ -151,7 +151,12 @@ def dpo_step(
         model=model,
         ref_model=reference,
         args=arguments(
-            DPOConfig, folder, model.device.type, precompute_ref_log_probs=reference is None
+            DPOConfig,
+            folder,
+            model.device.type,
+            precompute_ref_log_probs=reference is None,
+            max_length=None,  # TRL would cut rows at 1024 tokens
+            gradient_checkpointing=False,  # `--gradient-checkpointing` turns it on for all
         ),
         train_dataset=texts,
         processing_class=tokenizer,
@@ -242,9 +247,12 @@ def main() -> None:
     parser.add_argument("--triplets", type=int, default=2, help="in a micro-batch")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shapes", nargs="*", help="such as 100/150; default all")
+    parser.add_argument("--gradient-checkpointing", action="store_true")
     args = parser.parse_args()
     random.seed(0)
     model = load(args.model, args.device)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     reference = load(args.model, args.device)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token

@@ -111,8 +111,6 @@ def structured_attention_forward(
     for name in ("s_aux", "position_bias"):
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"attention with `{name}` over shared-prefix rows")
-    groups = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     attend = functools.partial(
         _attend, scaling=scaling, dropout=dropout, softcap=softcap, window=attention_mask.window
     )
@@ -147,19 +145,33 @@ def _attend(
 ) -> Tensor:
     """Causal attention in which the last query stands at the last key."""
     queries, keys = query.shape[2], key.shape[2]
+    groups = query.shape[1] // key.shape[1]
     if queries == 0:
         return query
     if window is not None and window >= keys:
         window = None
     if queries == keys and window is None and softcap is None:
         return F.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=True, scale=scaling
+            query,
+            key,
+            value,
+            dropout_p=dropout,
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=groups > 1,
         )
     mask = causal_mask(queries, keys, window, query.device)
     if softcap is None:
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=groups > 1,
         )
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = softcap * torch.tanh(scores / softcap)
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1, dtype=torch.float32)
