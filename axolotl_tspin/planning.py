@@ -135,8 +135,8 @@ def _source_lengths(cfg: Any, limit: int) -> Lengths:
             data = data.get(entry.split or "train") or next(iter(data.values()))
         total += len(data)
         strategy = load_strategy(entry.type, tokenizer, cfg, entry)
-        for index, row in enumerate(data.select(range(min(LOOKED_AT, len(data))))):
-            triplet = strategy.encode(row, index)
+        first = range(min(LOOKED_AT, len(data)))
+        for triplet in strategy.encode(data.select(first).to_list(), list(first)):
             prompts.append(len(triplet.prompt))
             responses.append(len(triplet.annotated))
     return Lengths(
