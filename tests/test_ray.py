@@ -14,7 +14,8 @@ pytestmark = pytest.mark.e2e
 def test_two_tasks_give_what_one_process_gives(make_yaml, tmp_path):
     keys = {"rows": 70, "t_spin": {"generation": {"max_new_tokens": 6, "batch_size": 8}}}
     one = make_yaml(name="one.yml", output_dir=str(tmp_path / "one"), **keys)
-    two = make_yaml(name="two.yml", use_ray=True, ray_num_workers=2, **keys)
+    workers = {"use_ray": True, "ray_num_workers": 2, "resources_per_worker": {"CPU": 1, "GPU": 0}}
+    two = make_yaml(name="two.yml", **workers, **keys)
     generate(one)
     ray.init(num_cpus=2, include_dashboard=False)
     try:
