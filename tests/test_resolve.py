@@ -183,7 +183,7 @@ def test_contradictions_and_unknown_keys_are_refused(make_yaml, keys, message):
 
 def test_the_resolved_configuration_passes_axolotls_validation(make_yaml, direct_data):
     data = {"path": str(direct_data), "type": "t_spin.chat_template"}
-    t_spin = {"alpha": 0.5, "beta": 0.2, "loss": "exponential"}
+    t_spin = {"alpha": 0.5, "beta": 0.2, "loss": "exponential", "max_tokens_per_row": 512}
     cfg = read(make_yaml(datasets=[data], t_spin=t_spin))
     prepare_plugins(cfg)
     cfg = validate_config(cfg)
@@ -195,6 +195,8 @@ def test_the_resolved_configuration_passes_axolotls_validation(make_yaml, direct
         "t_spin_alpha": 0.5,
         "t_spin_beta": 0.2,
         "t_spin_loss": "exponential",
+        "t_spin_layout": "auto",
+        "t_spin_max_tokens_per_row": 512,
     }
     assert plugin.get_trainer_cls(cfg).__name__ == "TSpinTrainer"
 
