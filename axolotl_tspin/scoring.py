@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from axolotl_tspin.layouts import TripletTokens, pad_triplets
+from axolotl_tspin.layouts import TripletTokens, on_device, pad_triplets
 from axolotl_tspin.logps import triplet_logps
 
 
@@ -27,9 +27,5 @@ def score_triplets(
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         batch = pad_triplets([triplets[i] for i in chunk], pad_token_id=pad_token_id)
-        batch = {
-            name: value.to(model.device) if isinstance(value, torch.Tensor) else value
-            for name, value in batch.items()
-        }
-        logps[chunk] = triplet_logps(model, batch)[0].double().cpu()
+        logps[chunk] = triplet_logps(model, on_device(batch, model.device))[0].double().cpu()
     return logps

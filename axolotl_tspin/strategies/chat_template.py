@@ -9,9 +9,9 @@ from axolotl_tspin.strategies.columns import (
     generated_columns,
     read_response,
     settings,
-    triplet_dataset,
+    text_dataset,
 )
-from axolotl_tspin.strategies.encoding import ChatEncoder, RowText, Triplet
+from axolotl_tspin.strategies.encoding import ChatEncoder, RowText
 from axolotl_tspin.strategies.rows import RowReader
 from axolotl_tspin.strategies.tokenize import TripletDataset
 
@@ -33,10 +33,7 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
         responses += [read_response(reader, row, index, column) for column in generated]
         return encoder.text(conversation.prompt, responses, row.get(tools_column))
 
-    def encode(rows: list[dict[str, Any]], indices: list[int]) -> list[Triplet]:
-        return encoder.triplets(list(map(text, rows, indices)))
-
-    return triplet_dataset(encode, cfg, reader.source, [messages_column, *generated])
+    return text_dataset(text, encoder, cfg, reader.source, [messages_column, *generated])
 
 
 def chat_reader(ds_cfg: Any) -> RowReader:

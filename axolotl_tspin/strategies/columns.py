@@ -1,9 +1,11 @@
 """What the three public strategies share: the synthetic columns and the length settings."""
 
+from collections.abc import Callable
 from typing import Any
 
 from axolotl_tspin.config import TSpinConfig
 from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.strategies.encoding import Encoder, RowText, Triplet
 from axolotl_tspin.strategies.rows import RowReader
 from axolotl_tspin.strategies.tokenize import EncodeRows, TripletDataset
 
@@ -31,6 +33,21 @@ def read_response(
         raise TSpinError(f"{reader.source}: no column '{column}'; the data set has {sorted(row)}")
     ended = row.get(column + FINISH_REASON_SUFFIX) != "length"
     return reader.response(index, column, row[column]), ended
+
+
+def text_dataset(
+    text: Callable[[dict[str, Any], int], RowText],
+    encoder: Encoder,
+    cfg: Any,
+    source: str,
+    columns: list[str],
+) -> TripletDataset:
+    """`triplet_dataset` of rows that `text` reads, given a row and its number."""
+
+    def encode(rows: list[dict[str, Any]], indices: list[int]) -> list[Triplet]:
+        return encoder.triplets(list(map(text, rows, indices)))
+
+    return triplet_dataset(encode, cfg, source, columns)
 
 
 def triplet_dataset(

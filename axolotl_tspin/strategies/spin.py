@@ -7,9 +7,9 @@ from axolotl_tspin.strategies.columns import (
     generated_columns,
     read_response,
     settings,
-    triplet_dataset,
+    text_dataset,
 )
-from axolotl_tspin.strategies.encoding import RowText, Triplet
+from axolotl_tspin.strategies.encoding import RowText
 from axolotl_tspin.strategies.tokenize import TripletDataset
 
 REAL, GENERATED = "real", "generated"
@@ -33,7 +33,4 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
             responses.append(read_response(reader, row, index, present))
         return encoder.text(conversation.prompt, responses)
 
-    def encode(rows: list[dict[str, Any]], indices: list[int]) -> list[Triplet]:
-        return encoder.triplets(list(map(text, rows, indices)))
-
-    return triplet_dataset(encode, cfg, reader.source, [REAL])
+    return text_dataset(text, encoder, cfg, reader.source, [REAL])
