@@ -31,6 +31,9 @@ def triplet_tokens(row: dict[str, Any]) -> TripletTokens:
 class TripletCollator:
     """Collates rows of triplets; `padding` and `return_tensors` are Axolotl's and always the same.
 
+    Rows with `reference_logps` (the three log-probabilities under the frozen policy, in nats) give
+    the batch a (B, 3) float32 tensor of that name.
+
     The trainer sets `layout` ("padded" or "shared_prefix") once it knows the policy, and with it
     `max_tokens_per_row` (None: all triplets of a batch in one row).
 
@@ -60,6 +63,13 @@ class TripletCollator:
                 "of a t_spin run needs a `type: t_spin.<strategy>`"
             )
         triplets = [triplet_tokens(row) for row in rows]
+        batch = self._laid_out(triplets)
+        if "reference_logps" in rows[0]:
+            reference_logps = [row["reference_logps"] for row in rows]
+            batch["reference_logps"] = torch.tensor(reference_logps, dtype=torch.float32)
+        return batch
+
+    def _laid_out(self, triplets: list[TripletTokens]) -> dict[str, Any]:
         pad_token_id = self.tokenizer.pad_token_id
         multiple = self.pad_to_multiple_of or 1
         if self.layout == "padded":

@@ -146,6 +146,11 @@ class ResolvedRun(StrictModel):
 class TSpinConfig(StrictModel):
     """`t_spin`: the method's settings."""
 
+    method: Literal["t_spin", "spin", "t_spin_ref", "no_history"] = Field(
+        default="t_spin",
+        description="`t_spin` (eq. 7); the baseline `spin` (eq. 3, where `alpha` is its λ: 0.1 in "
+        "its paper); the ablations `t_spin_ref` (eq. 9) and `no_history` (β = 0 throughout).",
+    )
     alpha: float = Field(
         default=1.0, gt=0, description="Scale of both advantages inside ℓ (α of eq. 7)."
     )
@@ -183,6 +188,12 @@ class TSpinConfig(StrictModel):
         description="Most tokens in a row of packed triplets (shared_prefix); `auto` packs a "
         "micro-batch into one row.",
     )
+    history_window: int = Field(
+        default=0,
+        ge=0,
+        description="Iteration t also trains on the triplets of this many iterations before it "
+        "(SPIN's authors mix in one).",
+    )
     keep_models: Literal["all", "last"] | int = Field(
         default="all",
         description="How many trained iterations keep their weights: `all`, `last`, or a number.",
@@ -195,6 +206,22 @@ class TSpinConfig(StrictModel):
         default_factory=GenerationConfig, description="How responses are sampled; see below."
     )
     resolved: ResolvedRun | None = Field(default=None, repr=False)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether rewards are relative to the policy that the iteration starts from."""
+        return self.method in ("spin", "t_spin_ref")
+
+    @property
+    def has_history(self) -> bool:
+        """Whether the loss has the historical term."""
+        return self.method in ("t_spin", "t_spin_ref")
+
+    @property
+    def reference_window(self) -> int | None:
+        """Of how many iterations before its own an iteration needs reference log-probabilities;
+        None: of none at all."""
+        return self.history_window if self.has_reference else None
 
     @field_validator("keep_models")
     @classmethod

@@ -1,4 +1,14 @@
-"""The T-SPIN loss (eq. 7 of arXiv 2601.08198), a pure function of log-probabilities."""
+"""The T-SPIN loss (eq. 7 of arXiv 2601.08198) and those it is compared with, as a pure function of
+log-probabilities.
+
+    method       reward of a response z, over α           historical term
+    t_spin       log π_θ(z|x)                             β·ℓ(α·v)             eq. 7
+    no_history   log π_θ(z|x)                             none                 "w/o H-A"
+    spin         log π_θ(z|x) − log π_θt(z|x)             none                 eq. 3; α is SPIN's λ
+    t_spin_ref   log π_θ(z|x) − log π_θt(z|x)             β·ℓ(α·v)             eq. 9
+
+So a method is given by whether `reference_logps` are there and whether `beta` is 0.
+"""
 
 from typing import NamedTuple
 
@@ -12,7 +22,8 @@ LOSSES = ("logistic", "exponential")
 class TripletLoss(NamedTuple):
     """The loss of a batch of B triplets and what it is made of; every field is (B,).
 
-    `current_advantage` (u) and `historical_advantage` (v) are in nats, not yet times α.
+    `current_advantage` (u) and `historical_advantage` (v) are differences of rewards in nats, not
+    yet times α: with reference log-probabilities they are relative to the reference.
     """
 
     loss: Tensor
@@ -49,11 +60,13 @@ def t_spin_loss(
     alpha: float = 1.0,
     beta: float = 0.1,
     loss: str = "logistic",
+    reference_logps: Tensor | None = None,
 ) -> TripletLoss:
-    """ℓ(α·u) + β·ℓ(α·v) for each triplet (eq. 7); no reference policy.
+    """ℓ(α·u) + β·ℓ(α·v) for each triplet (eq. 7; eq. 3 and 9 with reference log-probabilities).
 
     With log π(z|x) the sum over a response's tokens, u = log π(y|x) − log π(y′|x) is the current
-    advantage and v = log π(y′|x) − log π(y0|x) the historical one.
+    advantage and v = log π(y′|x) − log π(y0|x) the historical one; with a reference policy, both
+    minus the same difference under that policy.
 
     Args:
         annotated_logps, synthetic_logps, proto_synthetic_logps: (B,) sums of log-probabilities,
@@ -62,12 +75,18 @@ def t_spin_loss(
         beta: weight of the historical term, ≥ 0. At 0 the historical term takes no part in the
             graph, so its value, however extreme, cannot reach a gradient.
         loss: "logistic" or "exponential".
+        reference_logps: (B, 3) the same sums for the three responses under the frozen policy that
+            the iteration starts from; None for the methods without a reference.
 
     Returns:
         Per-triplet values; the batch's loss is the mean of `.loss`.
     """
     current_advantage = annotated_logps - synthetic_logps
     historical_advantage = synthetic_logps - proto_synthetic_logps
+    if reference_logps is not None:
+        annotated, synthetic, proto_synthetic = reference_logps.unbind(dim=1)
+        current_advantage = current_advantage - (annotated - synthetic)
+        historical_advantage = historical_advantage - (synthetic - proto_synthetic)
     current = ell(alpha * current_advantage, loss)
     if beta == 0:
         historical = ell(alpha * historical_advantage.detach(), loss)

@@ -8,7 +8,11 @@ from axolotl_tspin.loss import TripletLoss
 
 
 def triplet_metrics(
-    losses: TripletLoss, logps: Tensor, counts: Tensor, alpha: float
+    losses: TripletLoss,
+    logps: Tensor,
+    counts: Tensor,
+    alpha: float,
+    reference_logps: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Every metric of a batch of B triplets, each (B,), float32, detached.
 
@@ -17,7 +21,12 @@ def triplet_metrics(
         logps: (B, 3) sums of log-probabilities in nats, in the order of `RESPONSES`.
         counts: (B, 3) response token counts.
         alpha: the loss's α: rewards are α·log π (section 3 of the paper).
+        reference_logps: (B, 3) the same sums under the frozen policy, for the methods whose
+            rewards are relative to it (eq. 3, 9): α·(log π − log π_ref). `logps/…` stay absolute,
+            so that the order of rewards and the order of likelihoods can be told apart.
     """
+    rewards = alpha * (logps if reference_logps is None else logps - reference_logps)
+    gap = logps[:, 0] - logps[:, 1]
     per_token = logps / counts.clamp(min=1)
     current, historical = losses.current_advantage, losses.historical_advantage
     metrics = {
@@ -29,9 +38,11 @@ def triplet_metrics(
         "rewards/historical_accuracies": historical > 0,
         "advantages/current": current,
         "advantages/historical": historical,
+        "logps/margins": gap,
+        "logps/accuracies": gap > 0,
     }
     for index, name in enumerate(RESPONSES):
-        metrics[f"rewards/{name}"] = alpha * logps[:, index]
+        metrics[f"rewards/{name}"] = rewards[:, index]
         metrics[f"logps/{name}"] = logps[:, index]
         metrics[f"logps/{name}_per_token"] = per_token[:, index]
     return {name: value.detach().float() for name, value in metrics.items()}

@@ -80,11 +80,13 @@ def plan_run(config_path: Path) -> tuple[Lengths, list[IterationPlan]]:
         steps = ["generate", "train"] if step == "generate" else ["train"]
         share = config.generation.fraction if number else 1.0
         done = _sampled(run, number)
-        responses = max(math.ceil(lengths.rows * share) - done, 0) if step == "generate" else 0
+        sampled = step != "generate" or run.iteration(number).triplets("train").exists()
+        responses = 0 if sampled else max(math.ceil(lengths.rows * share) - done, 0)
         per_triplet = 3 * lengths.prompt + lengths.annotated + 2 * lengths.response
         batch = cfg.micro_batch_size * (cfg.gradient_accumulation_steps or 1)
         epochs = cfg.num_epochs or 1.0
-        steps_left = cfg.max_steps or math.ceil(math.ceil(lengths.rows / batch) * epochs)
+        triplets = lengths.rows * (1 + min(number, config.history_window))
+        steps_left = cfg.max_steps or math.ceil(math.ceil(triplets / batch) * epochs)
         tokens = int(responses * lengths.response)
         stored = int(lengths.rows * 2 * lengths.response * BYTES_PER_TOKEN)
         plans.append(
@@ -94,7 +96,7 @@ def plan_run(config_path: Path) -> tuple[Lengths, list[IterationPlan]]:
                 responses=responses,
                 sampled_tokens=tokens,
                 prompt_tokens=int(responses * lengths.prompt),
-                trained_tokens=int(lengths.rows * per_triplet),
+                trained_tokens=int(triplets * per_triplet),
                 passes=epochs,
                 optimizer_steps=steps_left,
                 disk=stored + tokens * BYTES_PER_TOKEN + (model or 0),

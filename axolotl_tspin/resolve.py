@@ -22,7 +22,7 @@ from axolotl_tspin.config import ResolvedRun, TSpinConfig, nearest_key_message
 from axolotl_tspin.contradictions import refuse_contradictions
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.fingerprints import policy_fingerprint
-from axolotl_tspin.generation.store import Prompts, check_triplets
+from axolotl_tspin.generation.store import Prompts, check_reference, check_triplets
 from axolotl_tspin.run_directory import Due, Policy, RunDirectory, digest, write_atomically
 from axolotl_tspin.strategies import DATASET_KEYS, PUBLIC_STRATEGIES
 
@@ -92,7 +92,8 @@ def inspect_run(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory]:
     """A YAML's settings and its run directory, with nothing else looked at."""
     if not cfg.get("output_dir"):
         raise TSpinError("`output_dir` is missing from the YAML; `rl: t_spin` needs it")
-    return parse_t_spin(cfg), RunDirectory(cfg["output_dir"])
+    config = parse_t_spin(cfg)
+    return config, RunDirectory(cfg["output_dir"], config.reference_window)
 
 
 def parse_t_spin(cfg: RawConfig) -> TSpinConfig:
@@ -125,6 +126,12 @@ def prepare_training(cfg: RawConfig) -> None:
                 f"'{config.field_proto_synthetic}'. Run `axolotl t-spin generate` with this YAML "
                 "first"
             )
+        if config.has_reference:
+            raise TSpinError(
+                f"`t_spin.method: {config.method}` needs log-probabilities under the policy that "
+                f"the iteration starts from, which are kept in a run directory; {run.path} is "
+                "none. Begin one with the data sets' responses: `axolotl t-spin import`"
+            )
         _resolve(cfg, config, "train", run, initial, config.iteration, direct=True)
         cfg["dataset_prepared_path"] = _prepared_path(cfg, _data_files(cfg["datasets"]))
         LOG.info("T-SPIN: training on the data sets' own responses, into %s", cfg["output_dir"])
@@ -134,10 +141,16 @@ def prepare_training(cfg: RawConfig) -> None:
     due = run.due(config.iterations, config.iteration)
     iteration = run.iteration(due.iteration)
     if due.step == "generate":
+        sampled = all(iteration.triplets(split).exists() for split in run.splits())
+        lacks = (
+            f"lacks log-probabilities that `method: {config.method}` needs"
+            if sampled
+            else "has no triplets yet"
+        )
         raise TSpinError(
-            f"iteration {due.iteration} in {run.path} has no triplets yet: run `axolotl t-spin "
-            "generate` with this YAML first. (To use an earlier iteration's policy instead, pin "
-            "it with `t_spin.iteration`)"
+            f"iteration {due.iteration} in {run.path} {lacks}: run `axolotl t-spin generate` with "
+            "this YAML first. (To use an earlier iteration's policy instead, pin it with "
+            "`t_spin.iteration`)"
         )
     done = due.step == "done"
     adapter = bool(cfg.get("adapter"))
@@ -146,9 +159,14 @@ def prepare_training(cfg: RawConfig) -> None:
     _resolve(
         cfg, config, "train", run, initial, due.iteration, already_trained=done, foreign=foreign
     )
+    files = []
     for split, key in (("train", "datasets"), ("test", "test_datasets")):
         if split in run.splits():
-            cfg[key] = [_triplets_entry(iteration.triplets(split))]
+            window = run.window(due.iteration, split, config.history_window)
+            triplets = [run.iteration(t).triplets(split) for t in window]
+            cfg[key] = [_triplets_entry(path) for path in triplets]
+            files += triplets
+    files += [path for _, path in run.references(due.iteration)]
     for key in SUBSET_KEYS:
         cfg.pop(key, None)
     start_from(cfg, policy, initial)
@@ -156,17 +174,16 @@ def prepare_training(cfg: RawConfig) -> None:
     checkpoint = iteration.last_checkpoint()
     if checkpoint and not done and cfg.get("auto_resume_from_checkpoints") is not False:
         cfg["resume_from_checkpoint"] = cfg.get("resume_from_checkpoint") or str(checkpoint)
-    cfg["dataset_prepared_path"] = _prepared_path(
-        cfg, [iteration.triplets(split) for split in run.splits()]
-    )
+    cfg["dataset_prepared_path"] = _prepared_path(cfg, files)
     if not done and int(os.environ.get("RANK", 0)) == 0:
         _write_training_config(iteration.training_config, cfg)
     LOG.info(
-        "T-SPIN iteration %s of %s (beta %s)\n  triplets: %s\n  policy: %s\n  output: %s%s",
+        "T-SPIN iteration %s of %s (%sbeta %s)\n  triplets: %s\n  policy: %s\n  output: %s%s",
         due.iteration,
         config.iterations,
+        "" if config.method == "t_spin" else f"method {config.method}, ",
         cfg["t_spin"]["resolved"]["beta"],
-        iteration.triplets("train"),
+        ", ".join(entry["path"] for entry in cfg["datasets"]),
         policy,
         iteration.model,
         f"\n  resumed from: {cfg['resume_from_checkpoint']}"
@@ -267,17 +284,21 @@ def _check_triplets(
     start = check_start_policy(
         run, number, policy, cfg.get("revision_of_model"), allow_foreign=config.allow_foreign
     )
-    earlier = [run.iteration(t).training_record()["policy"] for t in range(number)]
+    trained = [run.iteration(t).training_record()["policy"] for t in range(number)]
+    starts = [*[run.initial_policy(), *trained][:number], start]
     findings = []
     for split in run.splits():
-        findings += check_triplets(
-            run.iteration(number).triplets(split),
-            Prompts(run.prompts(split)),
-            initial_policy=run.initial_policy(),
-            start_policy=start,
-            earlier_policies=[run.initial_policy(), *earlier],
-            allow_foreign=config.allow_foreign,
-        )
+        for t in run.window(number, split, config.history_window):
+            findings += check_triplets(
+                run.iteration(t).triplets(split),
+                Prompts(run.prompts(split)),
+                initial_policy=run.initial_policy(),
+                start_policy=starts[t],
+                earlier_policies=[run.initial_policy(), *trained[:t]],
+                allow_foreign=config.allow_foreign,
+            )
+    for triplets, path in run.references(number):
+        check_reference(path, triplets, start)
     for finding in findings:
         LOG.warning("T-SPIN: accepted by `t_spin.allow_foreign`: %s", finding)
     return findings
@@ -309,7 +330,8 @@ def _begin(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory, Policy, dict[str,
         for index, entry in enumerate(cfg.get(key) or []):
             _translate_entry(entry, f"{key}[{index}]")
     initial = Policy(cfg["base_model"], cfg.get("lora_model_dir"))
-    return config, RunDirectory(cfg["output_dir"]), initial, identity
+    run = RunDirectory(cfg["output_dir"], config.reference_window)
+    return config, run, initial, identity
 
 
 def _resolve(
@@ -322,7 +344,7 @@ def _resolve(
     **flags: Any,
 ) -> None:
     """Leave the outcome in `t_spin.resolved` and take `rl` away."""
-    beta = config.beta
+    beta = config.beta if config.has_history else 0.0
     if iteration == 0 and beta and not config.historical_at_iteration_0:
         beta = 0.0
         if task == "train":

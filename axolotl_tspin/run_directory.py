@@ -6,7 +6,11 @@
     iteration_0/
         selection/train.parquet      the rows to sample, where `select` is not `all`
         responses/train/block_*      sampled responses, block by block
-        triplets/train.parquet       complete triplets; its existence ends the generation step
+        triplets/train.parquet       complete triplets; their existence ends the generation step
+        reference/iteration_0/train.parquet
+                                     log-probabilities of an iteration's triplets under the policy
+                                     that this one starts from, where the method needs them; then
+                                     their existence ends the generation step
         train.yml                    the resolved YAML of the training
         model/                       Axolotl's output folder: checkpoints and the trained policy
         trained.json                 its existence ends the training step
@@ -116,10 +120,13 @@ class RunDirectory:
 
     Args:
         path: the YAML's `output_dir`.
+        reference_window: of how many iterations before its own an iteration needs reference
+            log-probabilities; None: of none at all.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, reference_window: int | None = None) -> None:
         self.path = Path(path)
+        self.reference_window = reference_window
         self.manifest = self.path / "t_spin.json"
         self.fingerprints = self.path / "fingerprints.json"
 
@@ -136,6 +143,29 @@ class RunDirectory:
 
     def iteration(self, number: int) -> Iteration:
         return Iteration(self.path / f"iteration_{number}")
+
+    def window(self, number: int, split: str, size: int) -> list[int]:
+        """The iterations whose triplets iteration `number` works on, the oldest first: of the
+        training split also the `size` before."""
+        return list(range(max(0, number - size), number + 1)) if split == "train" else [number]
+
+    def reference(self, number: int, triplets: Path) -> Path:
+        """Where iteration `number` keeps its reference log-probabilities of some iteration's
+        triplets."""
+        of = triplets.parent.parent.name
+        return self.iteration(number).path / "reference" / of / triplets.name
+
+    def references(self, number: int) -> list[tuple[Path, Path]]:
+        """The triplets of which iteration `number` needs reference log-probabilities, each with
+        the place of these."""
+        if self.reference_window is None:
+            return []
+        needed = [
+            self.iteration(t).triplets(split)
+            for split in self.splits()
+            for t in self.window(number, split, self.reference_window)
+        ]
+        return [(triplets, self.reference(number, triplets)) for triplets in needed]
 
     def check_writable(self) -> None:
         """Raises TSpinError where nothing can be written, before anything is computed."""
@@ -207,9 +237,9 @@ class RunDirectory:
         iteration = self.iteration(number)
         if iteration.trained_marker.exists():
             return Due(number, "done")
-        complete = bool(self.splits()) and all(
-            iteration.triplets(split).exists() for split in self.splits()
-        )
+        needed = [iteration.triplets(split) for split in self.splits()]
+        needed += [path for _, path in self.references(number)]
+        complete = bool(needed) and all(path.exists() for path in needed)
         return Due(number, "train" if complete else "generate")
 
     def due(self, iterations: int, pinned: int | None = None) -> Due:

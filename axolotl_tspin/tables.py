@@ -109,13 +109,17 @@ def read_metadata(path: Path, *, verify: bool = True) -> dict[str, Any]:
         DamagedTable: the file is missing, torn, altered, or not one of ours.
     """
     with _damage_named(path):
-        # Before anything else reads the footer: what was altered there may mean anything.
-        footer_start = _check_footer(path)
-        with pq.ParquetFile(path) as file:
-            record = json.loads(file.metadata.metadata[METADATA_KEY])
+        record, footer_start = _read_record(path)
         if verify and record["data"] != _data_checksum(path, footer_start):
             raise ValueError("its data was altered")
         return record["metadata"]
+
+
+def read_checksum(path: Path) -> str:
+    """SHA-256 of a file's data as the (verified) footer has it; DamagedTable as for
+    `read_metadata`."""
+    with _damage_named(path):
+        return _read_record(path)[0]["data"]
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
@@ -177,6 +181,14 @@ class _HashedFile(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+def _read_record(path: Path) -> tuple[dict[str, Any], int]:
+    """What the footer holds, and where it begins."""
+    # Before anything else reads the footer: what was altered there may mean anything.
+    footer_start = _check_footer(path)
+    with pq.ParquetFile(path) as file:
+        return json.loads(file.metadata.metadata[METADATA_KEY]), footer_start
 
 
 def _check_footer(path: Path) -> int:

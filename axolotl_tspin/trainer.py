@@ -72,13 +72,15 @@ class TripletTrainer(Trainer):
         """
         inputs = self._in_checked_layout(model, inputs)
         logps, counts = triplet_logps(model, inputs, head=self._choice.head)
+        reference_logps = inputs.get("reference_logps")
         losses = t_spin_loss(
             *logps.unbind(dim=1),
             alpha=self.args.t_spin_alpha,
             beta=self.args.t_spin_beta,
             loss=self.args.t_spin_loss,
+            reference_logps=reference_logps,
         )
-        metrics = triplet_metrics(losses, logps, counts, self.args.t_spin_alpha)
+        metrics = triplet_metrics(losses, logps, counts, self.args.t_spin_alpha, reference_logps)
         if num_items_in_batch is None:
             loss = losses.loss.mean()
         else:
@@ -161,6 +163,8 @@ class TripletTrainer(Trainer):
             self._check_layout(model, batch)
         if self._choice.layout == "padded" and batch["layout"].rows is not None:
             padded = pad_triplets(triplets_of(batch), pad_token_id=0)
+            if "reference_logps" in batch:
+                padded["reference_logps"] = batch["reference_logps"]
             return self._prepare_inputs(padded)
         return batch
 

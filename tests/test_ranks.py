@@ -28,7 +28,7 @@ def test_two_ranks_are_as_one(tmp_path):
     one = train(tmp_path / "one", 1, 8, 1, 8)
     two = train(tmp_path / "two", 2, 2, 2, 8)
     names = [name for name in one[0] if name.split("/")[0] in ("rewards", "logps", "advantages")]
-    assert len(names) == 15
+    assert len(names) == 17
     for name in (*names, "loss", "loss/current", "loss/historical"):
         assert two[0][name] == pytest.approx(one[0][name], rel=1e-5), name
     for name in ("loss", "loss/current", "loss/historical", *names):

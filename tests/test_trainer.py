@@ -34,23 +34,24 @@ def make_triplets(n: int) -> list[TripletTokens]:
 
 
 class Collator(TripletCollator):
-    """Takes triplets instead of a data set's rows."""
+    """Takes triplets, or pairs of a triplet and its reference log-probabilities, instead of a data
+    set's rows."""
 
     def __init__(self) -> None:
         super().__init__(SimpleNamespace(pad_token_id=0))
 
     def __call__(self, triplets):
-        return super().__call__(
-            [
-                {
-                    "input_ids": [*t.prompt, *t.annotated],
-                    "labels": [-100] * len(t.prompt) + t.annotated,
-                    "synthetic_ids": t.synthetic,
-                    "proto_synthetic_ids": t.proto_synthetic,
-                }
-                for t in triplets
-            ]
-        )
+        rows = []
+        for item in triplets:
+            t, reference = (item, None) if isinstance(item, TripletTokens) else item
+            row = {
+                "input_ids": [*t.prompt, *t.annotated],
+                "labels": [-100] * len(t.prompt) + t.annotated,
+                "synthetic_ids": t.synthetic,
+                "proto_synthetic_ids": t.proto_synthetic,
+            }
+            rows.append(row if reference is None else row | {"reference_logps": reference})
+        return super().__call__(rows)
 
 
 def make_trainer(path, triplets, batch_size, accumulation, model=None, **kwargs) -> TripletTrainer:
@@ -136,6 +137,8 @@ def expected_metrics(model, rows):
         "logps/proto_synthetic_per_token": per_token[2],
         "advantages/current": (y - s).mean(),
         "advantages/historical": (s - p).mean(),
+        "logps/margins": (y - s).mean(),
+        "logps/accuracies": (y > s).double().mean(),
     }, losses.loss.mean().item()
 
 

@@ -22,6 +22,7 @@ from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.fingerprints import policy_fingerprint
 from axolotl_tspin.generation.blocks import rows_done
 from axolotl_tspin.generation.engine import Engine
+from axolotl_tspin.generation.reference import write_references
 from axolotl_tspin.generation.shards import Shard, this_shard
 from axolotl_tspin.generation.split import LoadedPolicy, SplitSampling, sample_split
 from axolotl_tspin.generation.store import freeze_prompts
@@ -45,7 +46,8 @@ class Outcome(NamedTuple):
 
 
 def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
-    """Sample what the due iteration needs and write its triplets.
+    """Sample what the due iteration needs, write its triplets, and for methods with a reference
+    their log-probabilities.
 
     Stopped at any point, a second call goes on where the first one was and gives what an
     uninterrupted call would have given. Any number of processes may work on one run directory;
@@ -86,7 +88,12 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
         fingerprint,
         f", shard {shard}" if shard.total > 1 else "",
     )
-    splits = [SplitSampling(plan, cfg, split, fingerprint) for split in plan.run.splits()]
+    triplets = plan.run.iteration(plan.due.iteration).triplets
+    splits = [
+        SplitSampling(plan, cfg, split, fingerprint)
+        for split in plan.run.splits()
+        if not triplets(split).exists()
+    ]
     generated = 0
     with contextlib.ExitStack() as stack:
         load = functools.cache(lambda: load_engine(plan, cfg, stack))
@@ -101,7 +108,9 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
         return Outcome(plan.run, plan.due.iteration, "generate", generated)
     for split in splits:
         split.assemble()
-    return Outcome(plan.run, plan.due.iteration, "train", generated)
+    gc.collect()  # the engine's memory is the scoring policy's now
+    complete = write_references(plan, cfg, fingerprint, lambda: load_policy(cfg))
+    return Outcome(plan.run, plan.due.iteration, "train" if complete else "generate", generated)
 
 
 def freeze(plan: GenerationPlan, cfg: Any) -> None:

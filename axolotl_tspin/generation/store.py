@@ -18,7 +18,14 @@ import pyarrow as pa
 
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.run_directory import digest
-from axolotl_tspin.tables import DamagedTable, TableWriter, open_groups, read_metadata, read_table
+from axolotl_tspin.tables import (
+    DamagedTable,
+    TableWriter,
+    open_groups,
+    read_checksum,
+    read_metadata,
+    read_table,
+)
 
 PROMPTS_SCHEMA = pa.schema(
     {
@@ -66,6 +73,16 @@ TRIPLETS_SCHEMA = pa.schema(
         ),
     ]
 )
+REFERENCE_SCHEMA = pa.schema(
+    {
+        "row": pa.int64(),
+        "annotated": pa.float64(),
+        "synthetic": pa.float64(),
+        "proto_synthetic": pa.float64(),
+    }
+)
+"""Log-probabilities (sums over a response, in nats) of a triplet under a frozen policy."""
+
 SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS_AT_LEAST = 32, 1024, 8
 
 
@@ -343,6 +360,34 @@ def check_triplets(
             "recorded"
         )
     return findings
+
+
+def reference_made_with(triplets: Path, policy: str) -> dict[str, str]:
+    """What reference log-probabilities carry: which triplets they are of, which policy's."""
+    return {"policy": policy, "triplets": read_checksum(triplets)}
+
+
+def check_reference(path: Path, triplets: Path, policy: str) -> None:
+    """Refuse reference log-probabilities that are damaged, or of other triplets or another policy.
+
+    Args:
+        policy: fingerprint of the policy that the iteration starts from.
+
+    Raises:
+        TSpinError: names the file and what to do.
+    """
+    remedy = "move it away and run `axolotl t-spin generate` again, which computes it anew"
+    try:
+        theirs, ours = read_metadata(path), reference_made_with(triplets, policy)
+    except DamagedTable as error:
+        raise TSpinError(f"{error}; {remedy}") from error
+    if theirs["policy"] != policy:
+        raise TSpinError(
+            f"{path} holds log-probabilities under the policy {theirs['policy']}, and this "
+            f"iteration starts from {policy}; {remedy}"
+        )
+    if theirs != ours:
+        raise TSpinError(f"{path} was computed for other triplets than {triplets}; {remedy}")
 
 
 def _verified(path: Path) -> Path:

@@ -3,7 +3,8 @@
 Every layout gives the same batch: `input_ids` and `labels` (rows, length), the latter −100
 outside responses; `attention_mask` or `position_ids` (rows, length) for the policy; `predicting`
 (N,), the positions, counted through all rows, whose logits predict a response token; `targets`
-(N,), those tokens, response after response; and `layout`, a `BatchLayout`.
+(N,), those tokens, response after response; and `layout`, a `BatchLayout`. The collator adds
+`reference_logps` (B, 3) where the rows have them.
 """
 
 from typing import Any

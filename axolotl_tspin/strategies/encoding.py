@@ -35,7 +35,8 @@ class Triplet(NamedTuple):
     """One row, encoded. Without synthetic and proto-synthetic responses it is a prompt to
     generate for. The texts are what a person reads in the run directory; `messages` is the prompt
     as the data set had it (None: plain text), `end_id` the end-of-turn token, at which sampling
-    stops."""
+    stops, `reference_logps` the three responses' log-probabilities under the frozen policy, for
+    methods with a reference."""
 
     prompt_text: str
     messages: list[dict[str, Any]] | None
@@ -45,6 +46,7 @@ class Triplet(NamedTuple):
     annotated: list[int]
     synthetic: list[int] | None = None
     proto_synthetic: list[int] | None = None
+    reference_logps: list[float] | None = None
 
 
 class ResponseTokenizer:
@@ -101,20 +103,25 @@ class Encoder:
         prompts = self._tokenizer([row.prompt for row in rows], add_special_tokens=False)
         texts = [text for row in rows for text, _ in row.responses]
         continuations = iter(self._continuation.batch(texts))
-        return [
-            Triplet(
-                row.prompt,
-                row.messages,
-                [*self._beginning, *prompt],
-                row.annotated,
-                self.end_ids[-1],
-                *(
-                    next(continuations) + (self.end_ids if ended else [])
-                    for _, ended in row.responses
-                ),
+        triplets = []
+        for row, prompt in zip(rows, prompts["input_ids"], strict=True):
+            annotated, *generated = (
+                next(continuations) + (self.end_ids if ended else []) for _, ended in row.responses
             )
-            for row, prompt in zip(rows, prompts["input_ids"], strict=True)
-        ]
+            synthetic, proto_synthetic = generated or (None, None)
+            triplets.append(
+                Triplet(
+                    row.prompt,
+                    row.messages,
+                    [*self._beginning, *prompt],
+                    row.annotated,
+                    self.end_ids[-1],
+                    annotated,
+                    synthetic,
+                    proto_synthetic,
+                )
+            )
+        return triplets
 
 
 class TemplateEncoder(Encoder):

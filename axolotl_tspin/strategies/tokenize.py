@@ -57,8 +57,9 @@ class TripletDataset(DatasetWrappingStrategy):
         **kwargs: Any,
     ) -> Dataset:
         """Rows with `input_ids` and `labels` (prompt and annotated response, the prompt's labels
-        −100), `synthetic_ids` and `proto_synthetic_ids` where the rows have them, and `with_texts`
-        `prompt`, `annotated`, `prompt_messages` (JSON, or "") and `end_id`."""
+        −100), `synthetic_ids`, `proto_synthetic_ids` and `reference_logps` where the rows have
+        them, and `with_texts` `prompt`, `annotated`, `prompt_messages` (JSON, or "") and
+        `end_id`."""
         missing = [column for column in self.columns if column not in dataset.column_names]
         if missing:
             raise TSpinError(
@@ -122,6 +123,8 @@ class TripletDataset(DatasetWrappingStrategy):
                 "_is_annotated": synthetic == annotated,
                 "_is_proto": synthetic == proto_synthetic,
             }
+        if triplet.reference_logps is not None:
+            encoded["reference_logps"] = triplet.reference_logps
         if self.with_texts:
             encoded |= {
                 "prompt": triplet.prompt_text,

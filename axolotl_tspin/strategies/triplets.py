@@ -1,16 +1,22 @@
 """The triplets of a run directory, whose rows are token ids already (internal type)."""
 
+from pathlib import Path
 from typing import Any
 
-from axolotl_tspin.strategies.columns import triplet_dataset
+from axolotl_tspin.layouts import RESPONSES
+from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.strategies.columns import settings, triplet_dataset
 from axolotl_tspin.strategies.encoding import Triplet
 from axolotl_tspin.strategies.tokenize import TripletDataset
+from axolotl_tspin.tables import read_table
 
-COLUMNS = ["prompt_ids", "annotated_ids", "synthetic_ids", "proto_synthetic_ids"]
+COLUMNS = ["row", "prompt_ids", "annotated_ids", "synthetic_ids", "proto_synthetic_ids"]
 
 
 def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
-    """Called by Axolotl for the triplets that the plugin points it at."""
+    """Called by Axolotl for the triplets that the plugin points it at. Rows of a method with a
+    reference get their log-probabilities under the frozen policy."""
+    references = _references(cfg, Path(ds_cfg.path))
 
     def encode(rows: list[dict[str, Any]], indices: list[int]) -> list[Triplet]:
         return [
@@ -23,8 +29,20 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
                 row["annotated_ids"],
                 row["synthetic_ids"],
                 row["proto_synthetic_ids"],
+                references[row["row"]] if references else None,
             )
             for row in rows
         ]
 
-    return triplet_dataset(encode, cfg, ds_cfg.get("path"), COLUMNS)
+    return triplet_dataset(encode, cfg, ds_cfg.path, COLUMNS)
+
+
+def _references(cfg: Any, triplets: Path) -> list[list[float]] | None:
+    """By row; None for methods without a reference."""
+    config = settings(cfg)
+    if not config.has_reference:
+        return None
+    assert config.resolved is not None and config.resolved.iteration is not None
+    run = RunDirectory(config.resolved.run_dir)
+    table, _ = read_table(run.reference(config.resolved.iteration, triplets))
+    return [list(logps) for logps in zip(*(table[n].to_pylist() for n in RESPONSES), strict=True)]
