@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.ranks import rank
 from axolotl_tspin.run_directory import Policy, digest, write_json
 
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
@@ -75,9 +76,10 @@ def _remembered(folder: Path, remembered: Path) -> str:
     )
     known = _read(remembered)
     if key not in known:
-        # Read again, since another process may have added to it during the hashing.
         value = _weights_hash(files)
-        write_json(remembered, {**_read(remembered), key: value})
+        if rank() == 0:
+            # Read again, since another process may have added to it during the hashing.
+            write_json(remembered, {**_read(remembered), key: value})
         return value
     return known[key]
 

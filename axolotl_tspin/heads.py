@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from axolotl_tspin.policies import unwrapped, vocabulary_size
@@ -86,6 +88,9 @@ def chunked_head(
     if head is None:
         raise NotImplementedError(f"{type(policy).__name__} has no output embeddings")
     to_logits = logit_transform(policy.config)
+    chunks = -(-len(targets) // max(MOST_LOGITS // vocabulary_size(policy), 1))
+    if is_sharded(head):
+        chunks = _most_on_any_rank(chunks, targets.device)
     found: list[Tensor] = []
     busy = False
 
@@ -99,7 +104,7 @@ def chunked_head(
         hidden = args[0].flatten(0, 1)[predicting]
         busy = True
         try:
-            found.append(_in_chunks(chunk_logps, hidden, targets, vocabulary_size(policy)))
+            found.append(_in_chunks(chunk_logps, hidden, targets, chunks))
         finally:
             busy = False
         return (args[0][:1, :1], *args[1:])
@@ -115,17 +120,26 @@ def chunked_head(
     return found[0] + 0 * logits.flatten()[0]
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether ranks hold parts of the module's weights (DeepSpeed's ZeRO-3, FSDP2), so that they
+    must run it, and its backward, equally often."""
+    return any(hasattr(p, "ds_id") or isinstance(p, DTensor) for p in module.parameters())
+
+
+def _most_on_any_rank(number: int, device: torch.device) -> int:
+    most = torch.tensor(number, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most)
+
+
 def _in_chunks(
-    chunk_logps: Callable[[Tensor, Tensor], Tensor],
-    hidden: Tensor,
-    targets: Tensor,
-    vocabulary: int,
+    chunk_logps: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, targets: Tensor, chunks: int
 ) -> Tensor:
-    size = max(MOST_LOGITS // vocabulary, 1)
-    if len(targets) <= size:
+    """(N,) from equal parts of the positions; where other ranks have more, some may be empty."""
+    if chunks <= 1:
         return chunk_logps(hidden, targets)
-    chunks = zip(hidden.split(size), targets.split(size), strict=True)
-    return torch.cat([checkpoint(chunk_logps, h, t, use_reentrant=False) for h, t in chunks])
+    parts = zip(hidden.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
+    return torch.cat([checkpoint(chunk_logps, h, t, use_reentrant=False) for h, t in parts])
 
 
 def logit_transform(config: Any) -> Callable[[Tensor], Tensor]:

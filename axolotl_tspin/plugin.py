@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from axolotl_tspin.config import ResolvedRun, TSpinConfig
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.fingerprints import policy_fingerprint
+from axolotl_tspin.ranks import in_step, rank
 from axolotl_tspin.resolve import RL_TYPE, prepare_training
 from axolotl_tspin.run_directory import Policy, RunDirectory
 
@@ -26,7 +27,7 @@ class TSpinPlugin(BasePlugin):
 
     def register(self, cfg: dict) -> None:
         if cfg.get("rl") == RL_TYPE:
-            prepare_training(cfg)
+            in_step(lambda: prepare_training(cfg))
         elif cfg.get("t_spin") and not cfg["t_spin"].get("resolved"):
             LOG.warning("the block `t_spin` has no effect without `rl: t_spin`")
 
@@ -87,7 +88,7 @@ class TSpinPlugin(BasePlugin):
             return
         self._post_train_calls += 1
         config, resolved = run
-        if self._post_train_calls < 2 or resolved.direct or cfg.local_rank != 0:
+        if self._post_train_calls < 2 or resolved.direct or rank() != 0:
             return
         assert resolved.iteration is not None
         directory = RunDirectory(resolved.run_dir)

@@ -5,7 +5,6 @@ place. `rl: t_spin` is taken away in the process, so that a second pass changes 
 """
 
 import hashlib
-import os
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +22,7 @@ from axolotl_tspin.contradictions import refuse_contradictions
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.fingerprints import policy_fingerprint
 from axolotl_tspin.generation.store import Prompts, check_reference, check_triplets
+from axolotl_tspin.ranks import rank
 from axolotl_tspin.run_directory import Due, Policy, RunDirectory, digest, write_atomically
 from axolotl_tspin.strategies import DATASET_KEYS, PUBLIC_STRATEGIES
 
@@ -110,8 +110,11 @@ def parse_t_spin(cfg: RawConfig) -> TSpinConfig:
         raise TSpinError("; ".join(problems)) from error
 
 
-def prepare_training(cfg: RawConfig) -> None:
+def prepare_training(cfg: RawConfig) -> str:
     """Point Axolotl at the due iteration's triplets, policy and output folder.
+
+    Returns:
+        What was found, in words: the same on all ranks that see the same run directory.
 
     Raises:
         TSpinError: the iteration has no triplets yet, the run directory belongs to another
@@ -135,7 +138,7 @@ def prepare_training(cfg: RawConfig) -> None:
         _resolve(cfg, config, "train", run, initial, config.iteration, direct=True)
         cfg["dataset_prepared_path"] = _prepared_path(cfg, _data_files(cfg["datasets"]))
         LOG.info("T-SPIN: training on the data sets' own responses, into %s", cfg["output_dir"])
-        return
+        return "the data sets' own responses"
 
     run.check_identity(identity)
     due = run.due(config.iterations, config.iteration)
@@ -175,7 +178,7 @@ def prepare_training(cfg: RawConfig) -> None:
     if checkpoint and not done and cfg.get("auto_resume_from_checkpoints") is not False:
         cfg["resume_from_checkpoint"] = cfg.get("resume_from_checkpoint") or str(checkpoint)
     cfg["dataset_prepared_path"] = _prepared_path(cfg, files)
-    if not done and int(os.environ.get("RANK", 0)) == 0:
+    if not done and rank() == 0:
         _write_training_config(iteration.training_config, cfg)
     LOG.info(
         "T-SPIN iteration %s of %s (%sbeta %s)\n  triplets: %s\n  policy: %s\n  output: %s%s",
@@ -190,6 +193,11 @@ def prepare_training(cfg: RawConfig) -> None:
         if cfg.get("resume_from_checkpoint")
         else "",
     )
+    if done:
+        return f"iteration {due.iteration}, which is trained"
+    size = sum(path.stat().st_size for path in files)
+    resumed = Path(cfg.get("resume_from_checkpoint") or "no checkpoint").name
+    return f"iteration {due.iteration}, {size} bytes of triplets and {resumed}"
 
 
 def prepare_generation(cfg: RawConfig) -> GenerationPlan:

@@ -1,5 +1,6 @@
 """The triplet loss as a Hugging Face Trainer (torch and transformers only)."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -10,12 +11,13 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from axolotl_tspin.collator import TripletCollator
-from axolotl_tspin.layouts import pad_triplets, triplets_of
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.layouts import BatchLayout, pad_triplets, triplets_of
 from axolotl_tspin.layouts.choice import (
+    PLAIN,
     TOLERANCE,
-    Choice,
+    checked_logps,
     choose_layout,
-    difference_on,
     triplet_to_check,
     use_structured_attention,
 )
@@ -45,6 +47,7 @@ class TripletTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True
+        self._refuse_uneven_ranks()
         self._train_means = RunningMeans()
         self._eval_means = RunningMeans()
         self._layout_is_checked = False
@@ -72,7 +75,11 @@ class TripletTrainer(Trainer):
         """
         inputs = self._in_checked_layout(model, inputs)
         logps, counts = triplet_logps(model, inputs, head=self._choice.head)
+        counted = inputs["layout"].counted
+        logps, counts = logps[:counted], counts[:counted]
         reference_logps = inputs.get("reference_logps")
+        if reference_logps is not None:
+            reference_logps = reference_logps[:counted]
         losses = t_spin_loss(
             *logps.unbind(dim=1),
             alpha=self.args.t_spin_alpha,
@@ -93,9 +100,9 @@ class TripletTrainer(Trainer):
     ) -> tuple[list, Tensor]:
         """The micro-batches of one optimizer step, and its triplets summed over all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        triplets = torch.tensor(
-            sum(len(batch["layout"].responses) for batch in batches), device=device
-        )
+        if batches:
+            batches[-1]["layout"] = self._without_repeated(batches[-1]["layout"])
+        triplets = torch.tensor(sum(batch["layout"].counted for batch in batches), device=device)
         return batches, self.accelerator.reduce(triplets, reduction="sum")
 
     def prediction_step(
@@ -149,6 +156,34 @@ class TripletTrainer(Trainer):
             logs.pop(name, None)
         super().log(logs, start_time)
 
+    def _refuse_uneven_ranks(self) -> None:
+        if self.accelerator.num_processes == 1:
+            return
+        if not self.accelerator.even_batches:
+            raise TSpinError(
+                "`accelerator_config: even_batches: false` gives some ranks fewer batches than "
+                "others, which would wait for them for ever; leave it out (the triplets that fill "
+                "the last batch do not count in the loss)"
+            )
+        if self.accelerator.dispatch_batches:
+            raise TSpinError(
+                "`accelerator_config: dispatch_batches: true` cuts batches between triplets' rows; "
+                "leave it out: every rank reads its own"
+            )
+
+    def _without_repeated(self, layout: BatchLayout) -> BatchLayout:
+        """The layout of the batch that was read last, with what accelerate repeated marked.
+
+        It fills the last batches of an epoch with the first triplets, so that every rank gets as
+        many as the others. The ranks' batches follow one another in the data.
+        """
+        state = self.accelerator.gradient_state
+        if not (state.end_of_dataloader and state.remainder > 0):
+            return layout
+        triplets = len(layout.responses)
+        counted = state.remainder - self.accelerator.process_index * triplets
+        return dataclasses.replace(layout, repeated=triplets - min(max(counted, 0), triplets))
+
     def _tell_collators(self) -> None:
         for collator in (self.data_collator, getattr(self, "eval_data_collator", None)):
             if isinstance(collator, TripletCollator):
@@ -165,6 +200,8 @@ class TripletTrainer(Trainer):
             padded = pad_triplets(triplets_of(batch), pad_token_id=0)
             if "reference_logps" in batch:
                 padded["reference_logps"] = batch["reference_logps"]
+            repeated = batch["layout"].repeated
+            padded["layout"] = dataclasses.replace(padded["layout"], repeated=repeated)
             return self._prepare_inputs(padded)
         return batch
 
@@ -173,18 +210,24 @@ class TripletTrainer(Trainer):
         if (self._choice.layout, self._choice.head) == ("padded", "plain"):
             return
         policy = unwrapped(model)
-        plain_attention = self._plain_attention or policy.config._attn_implementation
+        attention = base_of(policy).config._attn_implementation
+        plain_attention = self._plain_attention or attention
         triplet = triplet_to_check(triplets_of(batch), vocabulary_size(policy))
-        try:
-            difference = difference_on(
-                triplet, model, self._choice, plain_attention, self.args.device
-            )
-            reason = f"log-probabilities differ by {difference:.1e} nats a token on average"
-        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            difference, reason = float("inf"), f"it fails ({error})"
-        worst = self.accelerator.gather(
-            torch.tensor([difference], device=self.args.device, dtype=torch.float32)
-        ).max()
+        logps: list[Tensor] = []
+        reason = "it fails on another rank"
+        ways = ((self._choice, attention), (PLAIN, plain_attention))
+        for number, (choice, its_attention) in enumerate(ways, start=1):
+            try:
+                logps.append(checked_logps(triplet, model, choice, its_attention, self.args.device))
+            except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+                reason = f"it fails ({error})"
+            # Ranks go on together: the next forward waits for all of them.
+            if self._lowest(len(logps)) < number:
+                worst = float("inf")
+                break
+        else:
+            worst = -self._lowest(-(logps[0] - logps[1]).abs().mean().item())
+            reason = f"log-probabilities differ by {worst:.1e} nats a token on average"
         tolerance = TOLERANCE[self._compute_dtype()]
         if worst <= tolerance:
             if self.is_world_process_zero():
@@ -201,8 +244,13 @@ class TripletTrainer(Trainer):
             )
         if self._choice.layout == "shared_prefix":
             base_of(policy).set_attn_implementation(plain_attention)
-        self._choice = Choice("padded", "plain", reason)
+        self._choice = PLAIN._replace(reason=reason)
         self._tell_collators()
+
+    def _lowest(self, value: float) -> float:
+        """A number's minimum over the ranks."""
+        values = torch.tensor([value], device=self.args.device, dtype=torch.float32)
+        return self.accelerator.gather(values).min().item()
 
     def _compute_dtype(self) -> torch.dtype:
         if self.args.bf16:

@@ -1,5 +1,10 @@
-"""Several ranks (CPU, gloo): the gradient, the metrics and the evaluation of one rank."""
+"""Several CPU ranks (gloo) train what one process trains: DDP, DeepSpeed's ZeRO-1, 2 and 3, FSDP2.
 
+The libraries are the real ones, driven by TripletTrainer through transformers and accelerate as
+Axolotl drives it (`rank_cases.engine_arguments` says how). Each world size is one launch.
+"""
+
+import functools
 import json
 import os
 import subprocess
@@ -8,30 +13,71 @@ from pathlib import Path
 
 import pytest
 import torch
+from rank_cases import CASES, Case, reference
+
+SCRIPT = Path(__file__).parent / "train_on_ranks.py"
+ALL = [
+    pytest.param(world, case, id=f"{world}-{case.name}")
+    for world, cases in CASES.items()
+    for case in cases
+]
+WRAPPERS = {"ddp": "DistributedDataParallel", "zero": "DeepSpeedEngine", "fsdp2": "FSDP"}
 
 
-def train(out: Path, ranks: int, batch_size: int, accumulation: int, triplets: int):
-    out.mkdir()
-    script = Path(__file__).parent / "train_on_ranks.py"
+def on_ranks(ranks: int, *arguments: object, timeout: int = 500) -> subprocess.CompletedProcess:
+    """Runs the script on so many ranks; a hang fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
-    command += ["--master_port", "29517", str(script), str(out)]
-    command += [str(batch_size), str(accumulation), str(triplets)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    training, evaluation = json.loads((out / "log.json").read_text())
-    return training, evaluation, torch.load(out / "weights.pt")
+    command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=timeout,
+    )
 
 
-def test_two_ranks_are_as_one(tmp_path):
-    """8 triplets in one optimizer step; evaluated in batches of 3 a rank, the last one uneven."""
-    one = train(tmp_path / "one", 1, 8, 1, 8)
-    two = train(tmp_path / "two", 2, 2, 2, 8)
-    names = [name for name in one[0] if name.split("/")[0] in ("rewards", "logps", "advantages")]
-    assert len(names) == 17
-    for name in (*names, "loss", "loss/current", "loss/historical"):
-        assert two[0][name] == pytest.approx(one[0][name], rel=1e-5), name
-    for name in ("loss", "loss/current", "loss/historical", *names):
-        assert two[1][f"eval_{name}"] == pytest.approx(one[1][f"eval_{name}"], rel=1e-5), name
-    for name, weight in one[2].items():
-        torch.testing.assert_close(two[2][name], weight, rtol=1e-7, atol=1e-9)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a world size's trainings."""
+
+    @functools.cache
+    def launch(world: int) -> Path:
+        out = tmp_path_factory.mktemp(f"world-{world}")
+        done = on_ranks(world, SCRIPT, out)
+        assert done.returncode == 0, done.stdout[-6000:]
+        return out
+
+    return launch
+
+
+reference = functools.cache(reference)
+
+
+@pytest.mark.parametrize(("world", "case"), ALL)
+def test_ranks_are_as_one(trained, world: int, case: Case):
+    """Loss, gradient norm, metrics of each step, and the parameters and the evaluation at the end,
+    against one process in float64."""
+    out = trained(world) / case.name
+    done = json.loads((out / "log.json").read_text())
+    wrapper = next(name for engine, name in WRAPPERS.items() if case.engine.startswith(engine))
+    assert done["engine"].startswith(wrapper) or (world == 1 and case.engine == "ddp")
+    assert (done["layout"], done["head"]) == (case.layout, "chunked")
+
+    tolerance = case.tolerance
+    logged = max(tolerance, 1e-5)  # what is logged was float32
+    steps, evaluated, parameters = reference(case._replace(engine="", layout="", packed=None))
+    log = [entry for entry in done["log"] if "loss" in entry]
+    assert len(log) == len(steps) == 5
+    for entry, expected in zip(log, steps, strict=True):
+        for name, value in expected.items():
+            assert entry[name] == pytest.approx(value, rel=logged, abs=logged), name
+    for name, value in evaluated.items():
+        assert done["evaluation"][f"eval_{name}"] == pytest.approx(value, rel=logged, abs=logged)
+
+    weights = torch.load(out / "weights.pt")
+    for name, expected in parameters.items():
+        torch.testing.assert_close(
+            weights[name].double(), expected, rtol=tolerance, atol=tolerance, msg=name
+        )

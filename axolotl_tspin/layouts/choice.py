@@ -29,6 +29,8 @@ class Choice(NamedTuple):
     reason: str
 
 
+PLAIN = Choice("padded", "plain", "what every other way is compared with")
+
 MOST_PLAIN_LOGITS = 2**29
 """Logits of the plain side of the check: 2 GiB of float32."""
 
@@ -101,36 +103,29 @@ def triplet_to_check(triplets: Sequence[TripletTokens], vocabulary: int) -> Trip
 
 
 @torch.no_grad()
-def difference_on(
-    triplet: TripletTokens, model: Any, choice: Choice, plain_attention: str, device: Any
-) -> float:
-    """Mean over a triplet's response tokens of |log π by `choice` − log π by three padded rows and
-    all logits under the user's attention|, in nats.
+def checked_logps(
+    triplet: TripletTokens, model: Any, choice: Choice, attention: str, device: Any
+) -> Tensor:
+    """(N,) log-probabilities in nats of a triplet's response tokens, y, y′ and y0 one after
+    another, float64.
 
     The policy is put into evaluation mode meanwhile, so that dropout does not count.
 
     Args:
         model: the policy as it is trained, wrapped.
-        plain_attention: the attention implementation for the plain side.
+        attention: the attention implementation for this once.
     """
-    policy = unwrapped(model)
-    base = base_of(policy)
-    fast_attention = base.config._attn_implementation
+    base = base_of(unwrapped(model))
+    before = base.config._attn_implementation
     training = model.training
+    lay_out = pack_triplets if choice.layout == "shared_prefix" else pad_triplets
+    batch = on_device(lay_out([triplet], pad_token_id=0), device)
     model.eval()
     try:
-        lay_out = pack_triplets if choice.layout == "shared_prefix" else pad_triplets
-        fast = _by_response(model, lay_out([triplet], pad_token_id=0), choice.head, device)
-        base.set_attn_implementation(plain_attention)
-        plain = _by_response(model, pad_triplets([triplet], pad_token_id=0), "plain", device)
+        base.set_attn_implementation(attention)
+        logps = response_token_logps(model, batch, head=choice.head)
     finally:
-        base.set_attn_implementation(fast_attention)
+        base.set_attn_implementation(before)
         model.train(training)
-    return (fast - plain).abs().mean().item()
-
-
-def _by_response(model: Any, batch: dict[str, Any], head: str, device: Any) -> Tensor:
-    """Token log-probabilities of y, y′ and y0, one after another, float64."""
-    logps = response_token_logps(model, on_device(batch, device), head=head)
     parts = logps.double().split(batch["layout"].lengths)
     return torch.cat([parts[i] for i in batch["layout"].responses[0]])

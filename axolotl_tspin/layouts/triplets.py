@@ -42,8 +42,16 @@ class BatchLayout:
         responses: (B, 3) index of each triplet's responses among the distinct ones. In the padded
             layout D = 3·B; in the shared one equal responses of a triplet are one.
         rows: the triplets of each row of a shared-prefix batch; None in a padded one.
+        repeated: how many of the last triplets only fill the batch, so that all ranks have as
+            many, and count nowhere: another rank has them too.
     """
 
     lengths: tuple[int, ...]
     responses: tuple[tuple[int, int, int], ...]
     rows: tuple[tuple[TripletSpan, ...], ...] | None = None
+    repeated: int = 0
+
+    @property
+    def counted(self) -> int:
+        """How many triplets count in the loss: all but the repeated ones."""
+        return len(self.responses) - self.repeated
