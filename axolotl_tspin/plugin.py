@@ -70,6 +70,7 @@ class TSpinPlugin(BasePlugin):
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Refuses to train what is trained (`axolotl train` alone calls this hook)."""
         run = _settings(cfg)
+        self._post_train_calls = 0  # a process may train more than once
         if run and run[1].already_trained:
             raise TSpinError(
                 f"iteration {run[1].iteration} of the run in {run[1].run_dir} is trained already: "
