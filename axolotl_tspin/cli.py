@@ -125,45 +125,99 @@ def status(config: Path, as_json: bool) -> None:
 @t_spin.command()
 @CONFIG
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def plan(config: Path, as_json: bool) -> None:
+@click.option(
+    "--ranks",
+    type=click.IntRange(min=1),
+    help="Processes that train in data parallel. Default: as many as there are GPUs here, or 1.",
+)
+def plan(config: Path, as_json: bool, ranks: int | None) -> None:
     """Show what `run` would do for CONFIG and about what it would cost, without doing it."""
+    import torch
     from rich.console import Console
-    from rich.table import Table
 
     from axolotl_tspin.planning import plan_run
 
     try:
-        lengths, plans = plan_run(config)
+        planned = plan_run(config, ranks or torch.cuda.device_count() or 1)
     except TSpinError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        iterations = [iteration._asdict() for iteration in plans]
-        click.echo(json.dumps({"lengths": lengths._asdict(), "iterations": iterations}, indent=2))
+        click.echo(json.dumps(_as_dict(planned), indent=2))
         return
+    console = Console()
+    console.print(_work_table(config, planned))
+    console.print(_memory_table(planned.memory))
+
+
+def _as_dict(value: Any) -> Any:
+    """NamedTuples as dictionaries, all the way down."""
+    if hasattr(value, "_asdict"):
+        return {key: _as_dict(item) for key, item in value._asdict().items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_dict(item) for item in value]
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+def _work_table(config: Path, planned: Any) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    lengths = planned.lengths
+    passes = planned.iterations[0].passes if planned.iterations else 0
     table = Table(
         title=f"What is left of {config}",
         caption=f"{lengths.rows} rows; mean tokens: prompt {lengths.prompt:.0f}, annotated "
         f"{lengths.annotated:.0f}, sampled {lengths.response:.0f} "
-        f"({'measured' if lengths.measured else 'at most: max_new_tokens'}). `trained`: "
-        "tokens in a pass over the triplets, the prompt in each of three rows; `updates`: steps "
-        "of the optimizer with one process; `disk`: without checkpoints.",
+        f"({'measured' if lengths.measured else 'at most: max_new_tokens'}). trained: tokens of "
+        f"one pass over the triplets, the prompt in each of three rows; updates: of {passes:g} "
+        f"passes with {_ranks(planned.memory.setting.ranks)}; time: of one sampling process, and "
+        "of the training, as the trained iterations took; disk: without checkpoints",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
     )
     for name in ("t", "steps"):
         table.add_column(name, no_wrap=True)
-    for name in ("responses", "tokens", "passes", "trained", "updates", "disk"):
+    for name in ("responses", "tokens", "time", "trained", "updates", "time", "disk"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in plans:
+    for row in planned.iterations:
         table.add_row(
             str(row.iteration),
             " → ".join(row.steps),
-            f"{row.responses:,}",
-            f"{row.sampled_tokens:,}",
-            f"{row.passes:g}",
-            f"{row.trained_tokens:,}",
-            f"{row.optimizer_steps:,}",
+            _amount(row.responses),
+            _amount(row.sampled_tokens),
+            _seconds(row.sampling_seconds),
+            _amount(row.trained_tokens),
+            _amount(row.optimizer_steps),
+            _seconds(row.training_seconds),
             f"{row.disk / 1e9:.2f} GB",
         )
-    Console().print(table)
+    return table
+
+
+def _memory_table(memory: Any) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    shape, setting, batch = memory.shape, memory.setting, memory.batch
+    parts = memory.estimate._asdict()
+    table = Table(
+        title=f"Memory of one rank in training: {setting.name}, {_ranks(setting.ranks)}",
+        caption=f"{_amount(shape.parameters)} parameters, {_amount(shape.trained)} trained; "
+        f"largest micro-batch: {_amount(batch.tokens)} tokens ({memory.choice.layout}), responses "
+        "at their limit. buffers: of communication, and weights gathered at one time. In the "
+        "peak, gradients can take the place of activations. CUDA's own memory and fragmentation "
+        "come on top",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+    )
+    for name in parts:
+        table.add_column("peak" if name == "total" else name, justify="right", no_wrap=True)
+    table.add_row(*map(_memory_size, parts.values()))
+    return table
+
+
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number} ranks"
 
 
 @t_spin.command()
@@ -257,3 +311,16 @@ def compare(config: Path, rows: int | None) -> None:
 
 def _seconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:.0f} s"
+
+
+def _amount(number: float) -> str:
+    """At most six characters."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if number >= size:
+            scale = 1e3 if unit == "k" else size
+            return f"{number / scale:.4g}{unit}"
+    return f"{number:g}"
+
+
+def _memory_size(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**26 else f"{size / 2**20:.2f} MiB"

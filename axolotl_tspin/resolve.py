@@ -18,7 +18,11 @@ from pydantic import ValidationError
 
 from axolotl_tspin import __version__
 from axolotl_tspin.config import ResolvedRun, TSpinConfig, nearest_key_message
-from axolotl_tspin.contradictions import refuse_contradictions
+from axolotl_tspin.contradictions import (
+    loses_small_steps,
+    refuse_contradictions,
+    without_effect,
+)
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.fingerprints import policy_fingerprint
 from axolotl_tspin.generation.store import Prompts, check_reference, check_triplets
@@ -121,6 +125,15 @@ def prepare_training(cfg: RawConfig) -> str:
             configuration, or a setting contradicts T-SPIN.
     """
     config, run, initial, identity = _begin(cfg)
+    for key in without_effect(cfg):
+        LOG.warning("T-SPIN: `%s` has no effect: the triplet loss has no cross-entropy", key)
+    if loses_small_steps(cfg):
+        LOG.warning(
+            "T-SPIN: with `bf16` and without DeepSpeed the weights themselves are bfloat16, and "
+            "most steps of `learning_rate: %s` round away. Use DeepSpeed, which keeps them in "
+            "float32 as well (examples/deepspeed/zero2.json, also on one GPU), or an adapter",
+            cfg["learning_rate"],
+        )
     if not run.exists():
         if not _have_responses(cfg, "datasets", config):
             raise TSpinError(

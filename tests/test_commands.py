@@ -84,6 +84,30 @@ def test_plan_counts_what_is_left(run, make_yaml, tmp_path):
     assert before["lengths"]["annotated"] == after["lengths"]["annotated"]
     assert "responses" in call("plan", path)
 
+    # Times, from the iteration that is trained.
+    assert before["iterations"][0]["training_seconds"] is None
+    [trained] = [row for row in json.loads(call("status", path, "--json")) if row["step"] == "done"]
+    assert left["training_seconds"] == trained["training_seconds"] == 12.0
+    rate = trained["tokens"] / trained["generation_seconds"]
+    assert left["sampling_seconds"] == pytest.approx(left["sampled_tokens"] / rate)
+
+
+def test_plan_estimates_the_memory_of_a_rank(make_yaml, tmp_path):
+    keys = {"rows": 10, "output_dir": str(tmp_path / "fresh")}
+    lora = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
+    full = json.loads(call("plan", make_yaml(**keys), "--json", "--ranks", 8))
+    assert full["iterations"][0]["optimizer_steps"] == 1, "10 triplets, 32 an update"
+    memory = full["memory"]
+    assert memory["setting"]["name"] == "DDP" and memory["choice"]["layout"] == "shared_prefix"
+    assert memory["estimate"]["weights"] == 4 * memory["shape"]["parameters"]
+    longest = full["lengths"]["longest"]
+    assert memory["batch"]["tokens"] == 2 * (longest[0] + longest[1] + 2 * longest[2])
+    adapted = json.loads(call("plan", make_yaml(**keys, **lora), "--json"))["memory"]
+    matrices = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)]
+    assert adapted["shape"]["trained"] == 2 * 4 * sum(i + o for i, o in matrices)
+    table = call("plan", make_yaml(**keys), "--ranks", 8)
+    assert "Memory of one rank in training: DDP, 8 ranks" in table and "MiB" in table
+
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
 def test_an_export_reads_back_in_each_format(run, tmp_path, ending):

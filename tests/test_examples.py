@@ -2,15 +2,21 @@
 
 import importlib.util
 import json
+import os
+import subprocess
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from axolotl.utils.config import prepare_plugins, validate_config
 from axolotl.utils.dict import DictDefault
 from conftest import ROOT, WORD_PROBLEMS, tiny_llama
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from axolotl_tspin.contradictions import loses_small_steps
 from axolotl_tspin.fingerprints import policy_fingerprint
 from axolotl_tspin.generation.blocks import block_path
 from axolotl_tspin.generation.store import (
@@ -20,6 +26,13 @@ from axolotl_tspin.generation.store import (
     assemble_triplets,
     freeze_prompts,
     prompt_hash,
+)
+from axolotl_tspin.layouts.choice import Choice
+from axolotl_tspin.memory_estimate import (
+    estimate_memory,
+    largest_micro_batch,
+    model_shape,
+    parallel_setting,
 )
 from axolotl_tspin.plugin import _settings
 from axolotl_tspin.run_directory import Policy, RunDirectory
@@ -50,10 +63,23 @@ def test_the_word_problems_are_what_the_script_makes_and_their_answers_are_right
 
 def test_there_are_the_examples_that_the_readme_names():
     assert [path.name for path in YAMLS] == [
+        "full_70b_nodes.yml",
+        "lora_70b_8x80gb.yml",
         "mistral_tspin.yml",
+        "qlora_7b_24gb.yml",
         "smollm2_quickstart.yml",
         "zephyr_tspin.yml",
     ]
+
+
+RANKS = {
+    "full_70b_nodes": 16,
+    "lora_70b_8x80gb": 8,
+    "mistral_tspin": 8,
+    "qlora_7b_24gb": 1,
+    "zephyr_tspin": 8,
+}
+"""That the examples are written for."""
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
@@ -90,13 +116,112 @@ def test_an_example_resolves_and_passes_axolotls_validation(path, tmp_path):
     cfg["output_dir"] = str(run.path)
     prepare_plugins(cfg)
     cfg = validate_config(cfg)
+    assert not loses_small_steps(cfg)
     config, resolved = _settings(cfg)
     assert resolved.iteration == 0 and resolved.beta == 0.0
     assert cfg.optimizer == "rmsprop" and cfg.warmup_ratio == 0.1 and cfg.weight_decay == 0.0
     if path.stem != "smollm2_quickstart":
         assert (config.alpha, config.beta, config.iterations) == (1.0, 0.1, 5)
         assert cfg.sequence_len == 2048
-        assert cfg.micro_batch_size * cfg.gradient_accumulation_steps * 8 == 64
+        ranks = RANKS[path.stem]
+        assert cfg.micro_batch_size * cfg.gradient_accumulation_steps * ranks == 64
+
+
+LLAMA_7B = LlamaConfig(
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+)
+LLAMA_70B = LlamaConfig(
+    vocab_size=128256,
+    hidden_size=8192,
+    intermediate_size=28672,
+    num_hidden_layers=80,
+    num_attention_heads=64,
+    num_key_value_heads=8,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "most"),
+    [
+        ("zephyr_tspin", LLAMA_7B, 80),
+        ("mistral_tspin", LLAMA_7B, 80),
+        ("qlora_7b_24gb", LLAMA_7B, 24),
+        ("lora_70b_8x80gb", LLAMA_70B, 80),
+        ("full_70b_nodes", LLAMA_70B, 80),
+    ],
+)
+def test_an_example_fits_the_gpus_that_it_is_for(name, model, most, monkeypatch):
+    """By the estimate of `plan`, for triplets that fill `sequence_len`; 10% left for what it does
+    not count."""
+    monkeypatch.chdir(ROOT)
+    cfg = DictDefault(yaml.safe_load((ROOT / "examples" / "yaml" / f"{name}.yml").read_text()))
+    with torch.device("meta"):
+        policy = LlamaForCausalLM(model)
+        if cfg.adapter:
+            lora = LoraConfig(r=cfg.lora_r, target_modules="all-linear", task_type="CAUSAL_LM")
+            policy = get_peft_model(policy, lora)
+    shape = model_shape(policy)
+    setting = parallel_setting(cfg, shape, RANKS[name])
+    response = cfg.t_spin.generation.max_new_tokens
+    longest = (cfg.sequence_len - response, response, response)
+    choice = Choice("shared_prefix", "chunked", "")
+    batch = largest_micro_batch(longest, choice, cfg.micro_batch_size)
+    estimate = estimate_memory(shape, setting, batch)
+    print(name, setting.name, {k: round(v / 2**30, 2) for k, v in estimate._asdict().items()})
+    assert estimate.total < 0.9 * most * 1e9
+
+
+@pytest.mark.parametrize(
+    "script", ["slurm/t_spin.sbatch", "torchrun/t_spin.sh"], ids=lambda script: script[:5]
+)
+def test_a_script_for_several_nodes_takes_a_run_to_its_end(script, tmp_path):
+    """With commands that note how they were called and a run that each call takes one step on."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    steps = ["0 generate", "0 train", "1 generate", "1 train", "1 done"]
+    (tmp_path / "left").write_text("".join(f"{step}\n" for step in steps))
+    advance = f'echo "$(basename "$0") $*" >> {tmp_path}/calls; sed -i 1d {tmp_path}/left'
+    commands = {
+        "axolotl": f"""if [ "$2" = status ]; then
+            read -r t step < {tmp_path}/left
+            echo "[{{\\"iteration\\": $t, \\"step\\": \\"$step\\"}}]"
+        else {advance}; fi""",
+        "torchrun": advance,
+        "srun": '"$@"',
+        "scontrol": "echo node7",
+    }
+    for name, body in commands.items():
+        (tools / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tools / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_JOB_ID": "77",
+        "SLURM_NNODES": "2",
+        "NODES": "2",
+        "NODE": "1",
+        "HEAD": "node7",
+        "GPUS_PER_NODE": "8",
+    }
+    done = subprocess.run(
+        ["bash", str(ROOT / "examples" / script), "run.yml"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 4
+    for generate, train in (calls[:2], calls[2:]):
+        assert "generate" in generate and "run.yml" in generate
+        assert train.startswith("axolotl train run.yml --launcher torchrun -- --nnodes 2")
+        assert "--nproc_per_node 8" in train and "node7" in train
 
 
 def test_the_examples_chat_template_is_the_papers(tokenizer):

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 import yaml
 from axolotl.integrations.base import PluginManager
 from axolotl.utils.config import prepare_plugins, validate_config
@@ -10,6 +11,7 @@ from axolotl.utils.dict import DictDefault
 from conftest import WORD_PROBLEMS, conversations, pretend_trained, write_jsonl
 
 from axolotl_tspin import TSpinPlugin
+from axolotl_tspin.contradictions import SMALLEST_BFLOAT16_RATE
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.step import generate
 from axolotl_tspin.plugin import _settings
@@ -162,6 +164,16 @@ def test_a_stopped_training_resumes_from_its_last_complete_checkpoint(make_yaml,
         ({"pretraining_dataset": "d"}, "`pretraining_dataset`"),
         ({"train_on_inputs": True}, "`train_on_inputs`"),
         ({"context_parallel_size": 2}, "`context_parallel_size`"),
+        ({"sequence_parallel_degree": 2}, "`sequence_parallel_degree`"),
+        ({"tensor_parallel_size": 2}, "`tensor_parallel_size`.*ZeRO-3"),
+        ({"rl_beta": 0.1}, "`rl_beta` is read by other values of `rl`"),
+        ({"dpo_label_smoothing": 0.1}, "`dpo_label_smoothing` is read by other"),
+        ({"relora": True}, "`relora`.*unchanged weights"),
+        ({"peft_init_lora_weights": "pissa_niter_4"}, "`peft_init_lora_weights: pissa_niter_4`"),
+        ({"peft": {"loftq_config": {"loftq_bits": 4}}}, "`peft.loftq_config`"),
+        ({"neftune_noise_alpha": 5}, "`neftune_noise_alpha`"),
+        ({"qat": {"weight_dtype": "int8"}}, "`qat`.*start from that model"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "`accelerator_config.dispatch"),
         ({"output_dir": None}, "`output_dir` is missing"),
         (
             {"datasets": [{"path": "d", "type": "alpaca"}]},
@@ -179,6 +191,40 @@ def test_contradictions_and_unknown_keys_are_refused(make_yaml, keys, message):
     for use in (register, lambda p: prepare_generation(read(p))):
         with pytest.raises(TSpinError, match=message):
             use(path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({}, None),
+        ({"cut_cross_entropy": True}, "`cut_cross_entropy` has no effect"),
+        ({"bf16": True}, "steps of `learning_rate: 5e-07` round away"),
+        ({"bf16": True, "deepspeed": "zero2.json"}, None),
+        ({"bf16": True, "adapter": "lora"}, None),
+        ({"bf16": True, "learning_rate": 1e-4}, None),
+    ],
+)
+def test_settings_that_do_not_do_what_they_seem_to_are_warned_of(
+    make_yaml, direct_data, caplog, keys, says
+):
+    data = {"path": str(direct_data), "type": "t_spin.chat_template"}
+    path = make_yaml(datasets=[data], **({"learning_rate": 5e-7} | keys))
+    with caplog.at_level("WARNING"):
+        register(path)
+    warnings = [r.getMessage() for r in caplog.records if r.name == "axolotl_tspin.resolve"]
+    assert len(warnings) == (says is not None)
+    assert says is None or says in warnings[0]
+
+
+def test_bfloat16_weights_do_not_take_small_steps():
+    """What the warning is about: 0.02 stays where it is."""
+    weight = torch.tensor([0.02], dtype=torch.bfloat16, requires_grad=True)
+    weight.grad = torch.ones_like(weight)
+    before = weight.detach().clone()
+    torch.optim.AdamW([weight], lr=SMALLEST_BFLOAT16_RATE * 0.9, weight_decay=0.0).step()
+    assert weight.equal(before)
+    torch.optim.AdamW([weight], lr=SMALLEST_BFLOAT16_RATE * 1.1, weight_decay=0.0).step()
+    assert not weight.equal(before)
 
 
 def test_the_resolved_configuration_passes_axolotls_validation(make_yaml, direct_data):
