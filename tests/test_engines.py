@@ -9,7 +9,6 @@ import json
 import os
 import socket
 import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -17,6 +16,7 @@ import pytest
 import tenacity
 import torch
 from conftest import WORD_PROBLEMS
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from axolotl_tspin.config import GenerationConfig
@@ -42,7 +42,7 @@ LENGTH = 160
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory, tokenizer) -> Path:
+def policy(tmp_path_factory, tokenizer) -> Policy:
     """A small random Llama of a shape that vLLM's CPU kernels take (heads of 32)."""
     torch.manual_seed(3)
     model = LlamaForCausalLM(
@@ -63,7 +63,18 @@ def policy(tmp_path_factory, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("engines") / "policy"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
+    return Policy(str(folder))
+
+
+@pytest.fixture(scope="module")
+def adapted(policy, tmp_path_factory) -> Policy:
+    """The same Llama under a LoRA adapter that changes what it says."""
+    torch.manual_seed(4)
+    lora = LoraConfig(r=4, lora_alpha=16, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(policy.base_model), lora)
+    folder = tmp_path_factory.mktemp("engines") / "adapter"
+    model.save_pretrained(folder)
+    return Policy(policy.base_model, str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +89,11 @@ def requests(tokenizer) -> list[Request]:
 
 
 @contextlib.contextmanager
-def engine_of(backend: str, policy: Path, temperature: float):
+def engine_of(backend: str, policy: Policy, temperature: float):
     with contextlib.ExitStack() as stack:
         if backend == "transformers":
             engine = TransformersEngine(
-                AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32),
+                load(policy),
                 pad_token_id=0,
                 sampling=GenerationConfig(temperature=temperature),
                 batch_size=16,
@@ -91,7 +102,7 @@ def engine_of(backend: str, policy: Path, temperature: float):
             config = GenerationConfig(
                 backend="vllm", temperature=temperature, python=f"{VLLM}/python"
             )
-            engine = load_vllm(Policy(str(policy)), config, axolotl_cfg())
+            engine = load_vllm(policy, config, axolotl_cfg())
         else:
             engine = ServerEngine(
                 GenerationConfig(
@@ -99,12 +110,17 @@ def engine_of(backend: str, policy: Path, temperature: float):
                     temperature=temperature,
                     servers=[f"http://127.0.0.1:{stack.enter_context(vllm_server(policy))}/v1"],
                 ),
-                policy=Policy(str(policy)),
+                policy=policy,
                 strangers=[],
                 tokenize=list,
             )
         stack.callback(engine.close)
         yield engine
+
+
+def load(policy: Policy):
+    model = AutoModelForCausalLM.from_pretrained(policy.base_model, dtype=torch.float32)
+    return PeftModel.from_pretrained(model, policy.adapter_dir) if policy.adapter_dir else model
 
 
 def axolotl_cfg() -> SimpleNamespace:
@@ -118,6 +134,8 @@ def axolotl_cfg() -> SimpleNamespace:
         bf16=False,
         fp16=False,
         trust_remote_code=False,
+        load_in_8bit=False,
+        load_in_4bit=False,
         revision_of_model=None,
         base_model="",
         sequence_len=LENGTH,
@@ -125,15 +143,18 @@ def axolotl_cfg() -> SimpleNamespace:
 
 
 @contextlib.contextmanager
-def vllm_server(policy: Path):
+def vllm_server(policy: Policy):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        *(f"{VLLM}/vllm", "serve", str(policy), "--host", "127.0.0.1", "--port", str(port)),
+        *(f"{VLLM}/vllm", "serve", policy.base_model),
+        *("--host", "127.0.0.1", "--port", str(port)),
         *("--dtype", "float32", "--max-model-len", str(LENGTH), "--enforce-eager"),
         *("--generation-config", "vllm", "--no-enable-chunked-prefill"),
     ]
+    if policy.adapter_dir:
+        command += ["--enable-lora", "--lora-modules", f"policy={policy.adapter_dir}"]
     process = subprocess.Popen(command, start_new_session=True)
     try:
         yield port
@@ -179,11 +200,16 @@ def test_an_engine_keeps_the_protocol(backend, policy, requests):
 
 @needs_vllm
 @pytest.mark.e2e
-def test_greedy_responses_are_the_same_with_every_engine(policy, requests):
+@pytest.mark.parametrize("which", ["policy", "adapted"])
+def test_greedy_responses_are_the_same_with_every_engine(which, requests, request):
+    wanted = request.getfixturevalue(which)
     greedy = {}
     for backend in ("transformers", "vllm", "server"):
-        with engine_of(backend, policy, temperature=0.0) as engine:
+        with engine_of(backend, wanted, temperature=0.0) as engine:
             greedy[backend] = answers(engine, requests)
+    if which == "adapted":
+        with engine_of("transformers", Policy(wanted.base_model), temperature=0.0) as engine:
+            assert answers(engine, requests) != greedy["transformers"], "the adapter says otherwise"
     for backend in ("vllm", "server"):
         same = sum(greedy[backend][row] == greedy["transformers"][row] for row in range(48))
         assert same >= 0.95 * 48, f"{same} of 48 with {backend}"
@@ -213,7 +239,7 @@ def test_training_gives_a_response_the_log_probability_that_the_engine_reports(
         wait_for(f"http://127.0.0.1:{port}/v1/models")
         for request in requests:
             body = {
-                "model": str(policy),
+                "model": policy.base_model,
                 "prompt": request.prompt_ids,
                 "max_tokens": request.max_new_tokens,
                 "stop_token_ids": list(request.stop_ids),
@@ -225,7 +251,7 @@ def test_training_gives_a_response_the_log_probability_that_the_engine_reports(
             [choice] = answer["choices"]
             total = sum(choice["logprobs"]["token_logprobs"])
             reported["server"][request.row] = (choice["token_ids"], total)
-    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    model = load(policy)
     for responses in reported.values():
         assert len(responses) == len(requests)
         triplets = [

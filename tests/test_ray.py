@@ -21,7 +21,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_two_tasks_give_what_one_process_gives(make_yaml, tmp_path):
-    keys = {"rows": 70, "t_spin": {"generation": {"max_new_tokens": 6, "batch_size": 8}}}
+    keys = {"rows": 140, "t_spin": {"generation": {"max_new_tokens": 4, "batch_size": 8}}}
     one = make_yaml(name="one.yml", output_dir=str(tmp_path / "one"), **keys)
     workers = {"use_ray": True, "ray_num_workers": 2, "resources_per_worker": {"CPU": 1, "GPU": 0}}
     two = make_yaml(name="two.yml", **workers, **keys)
@@ -31,7 +31,7 @@ def test_two_tasks_give_what_one_process_gives(make_yaml, tmp_path):
         outcome = generate(two)
     finally:
         ray.shutdown()
-    assert (outcome.due, outcome.generated) == ("train", 70)
+    assert (outcome.due, outcome.generated) == ("train", 140)
     tables = [
         read_table(RunDirectory(tmp_path / name).iteration(0).triplets("train"))[0]
         for name in ("one", "out")

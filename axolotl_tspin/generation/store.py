@@ -83,7 +83,7 @@ REFERENCE_SCHEMA = pa.schema(
 )
 """Log-probabilities (sums over a response, in nats) of a triplet under a frozen policy."""
 
-SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS_AT_LEAST = 32, 1024, 8
+SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS_AT_LEAST = 128, 1024, 8
 
 
 class Prompts:

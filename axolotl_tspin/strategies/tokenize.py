@@ -68,11 +68,12 @@ class TripletDataset(DatasetWrappingStrategy):
             )
         if len(dataset) == 0:
             raise TSpinError(f"{self.source}: the data set is empty")
+        processes = min(process_count or 1, len(dataset))
         encoded = dataset.map(
             self._encode_batch,
             batched=True,
             with_indices=True,
-            num_proc=min(process_count or 1, len(dataset)),
+            num_proc=processes if processes > 1 else None,  # 1 would be a process of its own
             remove_columns=dataset.column_names,
             keep_in_memory=bool(keep_in_memory),
             desc="Encoding triplets",
