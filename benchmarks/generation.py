@@ -5,7 +5,9 @@
 Both sides answer the same prompts with the same limits, by turns, in one run: engines are loaded
 before, so that start-up counts on neither side. Ours includes journals, blocks and checksums.
 transformers is compared with SPIN's way: fixed batches in the data's order, padded to the longest,
-each generated until its last row ends.
+each generated until its last row ends. Both run in this process, so its processor time is taken,
+which other work on the machine does not lengthen; vLLM's and the server's rounds are timed by the
+clock. MODEL should end its responses as an SFT model does; `benchmarks/sft.py` makes one.
 """
 
 import argparse
@@ -44,6 +46,7 @@ LENGTH = 512
 CONCURRENCY = 32
 END = 2  # <|im_end|>
 
+Clock = Callable[[], float]
 Measure = Callable[[], tuple[int, float]]
 """One pass over the prompts: tokens and seconds."""
 
@@ -58,7 +61,9 @@ def prompts_of(data: Path, rows: int, tokenizer) -> list[list[int]]:
     ]
 
 
-def through_the_step(engine, tokenizer, prompts: list[list[int]], limit: int) -> Measure:
+def through_the_step(
+    engine, tokenizer, prompts: list[list[int]], limit: int, clock: Clock
+) -> Measure:
     """A generation step over the prompts, in a new run directory each time."""
 
     def measure() -> tuple[int, float]:
@@ -82,9 +87,9 @@ def through_the_step(engine, tokenizer, prompts: list[list[int]], limit: int) ->
             plan = GenerationPlan(config, run, due, policy, policy, None, {}, False)
             cfg = SimpleNamespace(seed=42, sequence_len=LENGTH, micro_batch_size=1)
             split = SplitSampling(plan, cfg, "train", "")
-            started = time.monotonic()
+            started = clock()
             sample_split(split, Shard(), lambda: (engine, tokenizer))
-            seconds = time.monotonic() - started
+            seconds = clock() - started
             return rows_done(split.folder)[1], seconds
 
     return measure
@@ -96,7 +101,7 @@ def spin_way(model, prompts: list[list[int]], limit: int, batch_size: int) -> Me
     @torch.no_grad()
     def measure() -> tuple[int, float]:
         tokens = 0
-        started = time.monotonic()
+        started = time.process_time()
         for first in range(0, len(prompts), batch_size):
             batch = prompts[first : first + batch_size]
             longest = max(map(len, batch))
@@ -113,7 +118,7 @@ def spin_way(model, prompts: list[list[int]], limit: int, batch_size: int) -> Me
             )
             for row in output[:, longest:].tolist():
                 tokens += row.index(END) if END in row else len(row)
-        return tokens, time.monotonic() - started
+        return tokens, time.process_time() - started
 
     return measure
 
@@ -216,6 +221,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--spin-batches", type=int, nargs="*", default=[16, 64], help="SPIN's own is 16"
+    )
     args = parser.parse_args()
     model = str(Path(args.model).resolve())
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -233,10 +241,10 @@ def main() -> None:
             sampling=sampling,
             batch_size=batch_size_for(policy, "auto", LENGTH),
         )
-        ours = through_the_step(engine, tokenizer, prompts, limit)
+        ours = through_the_step(engine, tokenizer, prompts, limit, time.process_time)
         bare = {
             f"SPIN's way, batches of {size}": spin_way(policy, prompts, limit, size)
-            for size in (16, engine.group_size)
+            for size in args.spin_batches
         }
         compare("transformers", ours, bare, args.repeats)
     del policy, engine, ours, bare
@@ -268,14 +276,14 @@ def main() -> None:
             "seeded": True,
         }
         bare = stack.enter_context(bare_vllm(args.vllm_bin / "python", settings))
-        ours = through_the_step(vllm, tokenizer, prompts, limit)
+        ours = through_the_step(vllm, tokenizer, prompts, limit, time.monotonic)
         compare("vllm", ours, {"LLM.generate": bare}, args.repeats)
     with vllm_server(args.vllm_bin / "vllm", model) as url:
         config = TSpinConfig(
             generation={"backend": "server", "servers": [url], "concurrency": CONCURRENCY}
         ).generation
         server = ServerEngine(config, policy=Policy(model), strangers=[], tokenize=list)
-        ours = through_the_step(server, tokenizer, prompts, limit)
+        ours = through_the_step(server, tokenizer, prompts, limit, time.monotonic)
         bare = bare_client(url, model, prompts, limit)
         compare("server", ours, {"a bare client": bare}, args.repeats)
         server.close()
