@@ -100,6 +100,46 @@ def test_samples_follow_the_policys_distribution():
         assert (error < 5 * (expected * (1 - expected) / n).sqrt() + 1e-4).all()
 
 
+def test_nothing_is_sampled_from_outside_the_nucleus():
+    policy = tiny_llama(12)
+    with torch.no_grad():
+        probabilities = policy(torch.tensor([[1, 7]])).logits[0, -1].softmax(0)
+    ordered, tokens = probabilities.sort(descending=True)
+    nucleus = set(tokens[: int((ordered.cumsum(0) < 0.6).sum()) + 1].tolist())
+    responses = sampled(policy, [[1, 7]] * 2000, limit=1, top_p=0.6)
+    assert {r.ids[0] if r.ids else 2 for r in responses} == nucleus
+    assert len(nucleus) < 12
+
+
+def test_a_row_draws_by_its_own_seed_whatever_else_is_in_the_batch():
+    """Long prompts, so that they are read in parts; responses long enough to outlive others."""
+    policy = tiny_llama(50).double()
+    prompts = [[1, *(3 + (i * j) % 40 for j in range(150 + i))] for i in range(1, 20)]
+    limits = [5 + 3 * i for i in range(len(prompts))]
+    together = sampled(policy, prompts, limit=limits)
+    assert together == sampled(policy, prompts, limit=limits, batch_size=1)
+    assert {r.finish_reason for r in together} == {"stop", "length"}
+
+
+def test_prompts_read_in_parts_are_continued_as_those_read_at_once(monkeypatch):
+    policy = tiny_llama(50).double()
+    prompts = [[1, *(3 + (i + j) % 40 for j in range(30 + i))] for i in range(6)]
+    lengths: list[int] = []
+    forward = policy.forward
+
+    def counted(*args, **kwargs):
+        lengths.append(kwargs["input_ids"].shape[1])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(policy, "forward", counted)
+    whole = sampled(policy, prompts, limit=30)
+    assert lengths[0] == 36
+    lengths.clear()
+    monkeypatch.setattr(transformers_engine, "CPU_PREFILL", 1)
+    assert sampled(policy, prompts, limit=30) == whole
+    assert lengths[:4] == [16, 16, 4, 1]
+
+
 @given(st.lists(st.one_of(st.integers(1, 40), st.just("leave")), min_size=1, max_size=8))
 def test_a_cache_with_room_holds_what_transformers_own_holds(steps):
     """Growing by any number of tokens, rows leaving in between."""

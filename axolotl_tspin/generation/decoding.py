@@ -1,15 +1,23 @@
 """Cheaper decoding for transformers' generation: a cache with room, attention without copies of
-grouped heads.
+grouped heads, one random number a token.
 
-Both are what transformers does, less memory traffic: its cache is copied with every token, and
-under a padding mask its `sdpa` repeats keys and values for every query head.
+All are what transformers does, with less work: its cache is copied with every token, under a
+padding mask its `sdpa` repeats keys and values for every query head, and its sampling draws a
+random number for every token of the vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    DynamicCache,
+    LogitsProcessor,
+)
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -64,6 +72,42 @@ def give_room(cache: DynamicCache) -> None:
             roomy.lazy_initialization(layer.keys, layer.values)
             roomy.keys, roomy.values = layer.keys, layer.values
             cache.layers[number] = roomy
+
+
+class RowSampler(LogitsProcessor):
+    """Draws every row's token from its own seed, whatever else is in the batch.
+
+    Inverts the cumulative distribution (float64) at one uniform number a token, and leaves the
+    drawn token alone in the scores, so that greedy decoding takes it.
+
+    Args:
+        seeds: of the rows.
+        prompt_length: tokens of `input_ids` before the first one that is drawn.
+        limit: most tokens that are drawn for a row.
+    """
+
+    def __init__(self, seeds: Sequence[int], prompt_length: int, limit: int) -> None:
+        self._prompt_length = prompt_length
+        self._uniform = torch.stack(
+            [
+                torch.rand(
+                    limit, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+                )
+                for seed in seeds
+            ]
+        )
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows of the batch."""
+        self._uniform = self._uniform[list(rows)]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(rows, vocabulary) scores, −inf but for the drawn tokens."""
+        uniform = self._uniform[:, input_ids.shape[1] - self._prompt_length, None]
+        cumulative = scores.float().softmax(dim=1).cumsum(dim=1, dtype=torch.float64)
+        point = uniform.to(scores.device) * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, point, right=True)
+        return torch.full_like(scores, float("-inf")).scatter_(1, drawn, 0.0)
 
 
 def decoding_attention(

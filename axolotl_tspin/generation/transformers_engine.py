@@ -5,17 +5,26 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from transformers import DynamicCache
-from transformers import GenerationConfig as SamplingConfig
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers import GenerationConfig as DecodingConfig
 
 from axolotl_tspin.config import GenerationConfig
-from axolotl_tspin.generation.decoding import give_room, use_decoding_attention
+from axolotl_tspin.generation.decoding import RowSampler, give_room, use_decoding_attention
 from axolotl_tspin.generation.engine import Request, Response
+from axolotl_tspin.policies import base_of
 
 SEGMENT = 24
 """Tokens between two looks at which rows of a batch have ended."""
 
 LARGEST_BATCH, CPU_BATCH = 256, 64
+
+CPU_PREFILL = 2048
+"""Tokens of prompts that a CPU reads at a time: larger tensors go back to the system every time."""
 
 
 class TransformersEngine:
@@ -59,11 +68,25 @@ class TransformersEngine:
             sequences[i, start:] = torch.tensor(request.prompt_ids)
             mask[i, start:] = 1
         sequences, mask = sequences.to(device), mask.to(device)
+        stop_ids = {token for request in group for token in request.stop_ids}
         # The checkpoint's own generation_config must not add to the YAML's settings: T-SPIN
         # samples from the policy, not from a truncated or penalised copy of it.
-        stop_ids = {token for request in group for token in request.stop_ids}
-        self._model.generation_config = self._sampling_config(sorted(stop_ids))
-        torch.manual_seed(sum(request.seed for request in group))
+        self._model.generation_config = DecodingConfig(
+            do_sample=False,
+            eos_token_id=sorted(stop_ids),
+            pad_token_id=self._pad_token_id,
+            use_cache=True,
+        )
+        processors = LogitsProcessorList()
+        sampler = None
+        if self._sampling.temperature > 0:
+            limit = max(request.max_new_tokens for request in group)
+            sampler = RowSampler([request.seed for request in group], longest, limit)
+            if self._sampling.temperature != 1:
+                processors.append(TemperatureLogitsWarper(self._sampling.temperature))
+            if self._sampling.top_p < 1:
+                processors.append(TopPLogitsWarper(self._sampling.top_p))
+            processors.append(sampler)
 
         alive, cache = list(range(len(group))), None
         answered: dict[int, Response] = {}
@@ -76,6 +99,8 @@ class TransformersEngine:
                 input_ids=sequences,
                 attention_mask=mask,
                 past_key_values=cache,
+                logits_processor=processors,
+                prefill_chunk_size=None if cache else self._prefill_chunk(len(group), longest),
                 max_new_tokens=min(SEGMENT, left) if shrinks else left,
                 return_dict_in_generate=True,
             )
@@ -93,6 +118,8 @@ class TransformersEngine:
                 alive = [alive[position] for position in staying]
                 index = torch.tensor(staying, device=device)
                 sequences, mask = sequences[index], mask[index]
+                if sampler:
+                    sampler.keep(staying)
                 if isinstance(cache, DynamicCache):
                     cache.batch_select_indices(index)
             elif not staying:
@@ -100,21 +127,12 @@ class TransformersEngine:
             mask = torch.nn.functional.pad(mask, (0, sequences.shape[1] - mask.shape[1]), value=1)
         return [answered[i] for i in range(len(group))]
 
-    def _sampling_config(self, stop_ids: list[int]) -> SamplingConfig:
-        common = {
-            "eos_token_id": stop_ids,
-            "pad_token_id": self._pad_token_id,
-            "use_cache": True,
-        }
-        if self._sampling.temperature == 0:
-            return SamplingConfig(do_sample=False, **common)
-        return SamplingConfig(
-            do_sample=True,
-            temperature=self._sampling.temperature,
-            top_p=self._sampling.top_p,
-            top_k=0,
-            **common,
-        )
+    def _prefill_chunk(self, rows: int, tokens: int) -> int | None:
+        """Tokens of each prompt to read at a time; None reads all at once."""
+        chunk = max(CPU_PREFILL // rows, 16)
+        # A state along the row cannot be taken up in the middle of a prompt by every model.
+        stateful = getattr(base_of(self._model), "_is_stateful", False)
+        return None if self._model.device.type != "cpu" or stateful or chunk >= tokens else chunk
 
 
 def batch_size_for(model: Any, setting: int | Literal["auto"], tokens: int) -> int:
