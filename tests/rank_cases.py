@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ class Case(NamedTuple):
     tied: bool = False
     lora: tuple[str, ...] = ()
     optimizer: str = "sgd"
+    fault: str = ""
 
     @property
     def name(self) -> str:
@@ -47,6 +49,7 @@ class Case(NamedTuple):
             "tied": self.tied,
             f"lora-{'-'.join(self.lora)}": self.lora,
             self.optimizer: self.optimizer != "sgd",
+            self.fault: self.fault,
         }
         return "-".join([self.engine, *(flag for flag, on in flags.items() if on)])
 
@@ -102,6 +105,10 @@ CASES: dict[int, tuple[Case, ...]] = {
         Case("fsdp2-linear", checkpointing=True, accumulation=2),
         Case("fsdp2", lora=HEAD),
         Case("fsdp2", lora=BODY, accumulation=2, optimizer="adamw_torch"),
+        Case("ddp", fault="fails"),
+        Case("ddp", packed=40, accumulation=2, fault="differs"),
+        Case("zero3", fault="differs"),
+        Case("fsdp2", fault="differs"),
     ),
     4: (
         Case("ddp", packed=40),
@@ -114,6 +121,13 @@ CASES: dict[int, tuple[Case, ...]] = {
     ),
 }
 """By world size: every engine with every layout, and each property with every kind of engine."""
+
+CHECKPOINTED = tuple(
+    Case(engine, optimizer="adamw_torch", lora=lora)
+    for engine in ("ddp", "zero2", "zero3", "fsdp2")
+    for lora in ((), BODY)
+)
+"""What is saved, killed and resumed; AdamW, so that the optimizer's state matters."""
 
 
 def make_triplets(n: int) -> list[TripletTokens]:
@@ -240,12 +254,15 @@ def make_trainer(case: Case, out: Any, model: nn.Module | None = None, **kwargs:
         "t_spin_max_tokens_per_row": case.packed,
     }
     triplets = case.triplets()
+    collator = Collator()
+    # There is none; the Trainer saves it beside the policy.
+    collator.tokenizer = SimpleNamespace(pad_token_id=0, save_pretrained=lambda folder: ())
     return TripletTrainer(
         args=Arguments(**(arguments | engine_arguments(case) | kwargs)),
         model=make_policy(case, case.dtype) if model is None else model,
         train_dataset=triplets,
         eval_dataset=triplets,
-        data_collator=Collator(),
+        data_collator=collator,
     )
 
 

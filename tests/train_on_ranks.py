@@ -14,16 +14,42 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 
 import torch
 import torch.distributed as dist
-from rank_cases import CASES, VOCABULARY, make_trainer
+from rank_cases import CASES, VOCABULARY, make_policy, make_trainer
 from transformers import PrinterCallback
 
 from axolotl_tspin import heads
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.layouts import attention
 
 heads.MOST_LOGITS = 12 * VOCABULARY  # many chunks, and not as many on every rank
 
 
+def break_shared_prefix(policy, fault: str) -> None:
+    """Make a policy that cannot be trained in the shared layout, as its forward shows."""
+
+    def body(module, args, output):
+        if getattr(attention._current, "rows", None) is not None:
+            if fault == "fails":
+                raise NotImplementedError("this rank's kernel takes no such rows")
+            output.last_hidden_state = 1.5 * output.last_hidden_state
+        return output
+
+    policy.model.register_forward_hook(body)
+
+
+def refuses_uneven_ranks(case, out: Path) -> bool:
+    try:
+        make_trainer(case, out, accelerator_config={"even_batches": False})
+    except TSpinError as error:
+        return "even_batches" in str(error)
+    return False
+
+
 def train(case, out: Path) -> None:
-    trainer = make_trainer(case, out)
+    policy = make_policy(case, case.dtype)
+    if case.fault and os.environ["RANK"] == "1":
+        break_shared_prefix(policy, case.fault)
+    trainer = make_trainer(case, out, policy)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     evaluation = trainer.evaluate()
@@ -45,7 +71,10 @@ def train(case, out: Path) -> None:
 
 def main() -> None:
     out, *names = sys.argv[1:]
-    for case in CASES[int(os.environ["WORLD_SIZE"])]:
+    world = int(os.environ["WORLD_SIZE"])
+    if world > 1 and not names:
+        assert refuses_uneven_ranks(CASES[world][0], Path(out))
+    for case in CASES[world]:
         if names and case.name not in names:
             continue
         try:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.layouts import TripletTokens, on_device, pack_triplets, pad_triplets
@@ -115,6 +116,10 @@ def checked_logps(
         model: the policy as it is trained, wrapped.
         attention: the attention implementation for this once.
     """
+    if isinstance(model, DistributedDataParallel):
+        # Its forward synchronises buffers by whether the last one ended: a rank where this one
+        # fails would be out of step.
+        model = model.module
     base = base_of(unwrapped(model))
     before = base.config._attn_implementation
     training = model.training
