@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
@@ -60,6 +60,15 @@ class TripletTrainer(Trainer):
         self._tell_collators()
         if self.is_world_process_zero():
             LOG.info("T-SPIN layout: %s (%s)", self._choice.layout, self._choice.reason)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's.
+
+        Raises:
+            TSpinError: the checkpoints could not be resumed from.
+        """
+        self._refuse_partial_checkpoints()
+        return super().train(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -156,6 +165,25 @@ class TripletTrainer(Trainer):
             logs.pop(name, None)
         super().log(logs, start_time)
 
+    def _refuse_partial_checkpoints(self) -> None:
+        """accelerate writes rank 0's part of an adapter as if it were the whole, and gives every
+        rank that part when it resumes."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if (
+            plugin is not None
+            and plugin.fsdp_version == 2
+            and "FULL_STATE_DICT" in str(plugin.state_dict_type)
+            and hasattr(self.model, "peft_config")
+            and self.args.save_strategy != "no"
+            and self.accelerator.num_processes > 1
+        ):
+            raise TSpinError(
+                "FSDP2 with `state_dict_type: FULL_STATE_DICT` writes checkpoints that hold one "
+                "rank's part of an adapter alone. Set, under `fsdp_config`, `state_dict_type: "
+                "SHARDED_STATE_DICT` and `final_state_dict_type: FULL_STATE_DICT`; or "
+                '`save_strategy: "no"`, for no checkpoints before the end'
+            )
+
     def _refuse_uneven_ranks(self) -> None:
         if self.accelerator.num_processes == 1:
             return
@@ -177,11 +205,16 @@ class TripletTrainer(Trainer):
         It fills the last batches of an epoch with the first triplets, so that every rank gets as
         many as the others. The ranks' batches follow one another in the data.
         """
-        state = self.accelerator.gradient_state
-        if not (state.end_of_dataloader and state.remainder > 0):
+        ranks = self.accelerator.num_processes
+        # `gradient_state.remainder` does not know an epoch that is resumed.
+        ended = self.accelerator.gradient_state.end_of_dataloader
+        if ranks == 1 or not ended or self.args.dataloader_drop_last:
             return layout
         triplets = len(layout.responses)
-        counted = state.remainder - self.accelerator.process_index * triplets
+        whole = triplets * ranks
+        assert isinstance(self.train_dataset, Sized)
+        remainder = len(self.train_dataset) % whole or whole
+        counted = remainder - self.accelerator.process_index * triplets
         return dataclasses.replace(layout, repeated=triplets - min(max(counted, 0), triplets))
 
     def _tell_collators(self) -> None:

@@ -203,6 +203,7 @@ def engine_arguments(case: Case) -> dict[str, Any]:
     AcceleratorState._reset_state(reset_partial_state=True)
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     os.environ.pop("ACCELERATE_USE_FSDP", None)
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # else "cpu:0", which torch.load does not know
     if case.engine == "ddp":
         return {"use_cpu": True, "ddp_backend": "gloo"}
     configured: dict[str, Any] = {"accelerator_config": {"use_configured_state": True}}
@@ -220,7 +221,7 @@ def engine_arguments(case: Case) -> dict[str, Any]:
                 "activation_checkpointing": case.checkpointing and each_linear,
                 "reshard_after_forward": True,
                 "cpu_ram_efficient_loading": False,
-                "state_dict_type": "FULL_STATE_DICT",
+                "state_dict_type": "SHARDED_STATE_DICT" if case.lora else "FULL_STATE_DICT",
             },
         }
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"

@@ -1,7 +1,8 @@
-"""Saves checkpoints and is killed, or goes on from them.
+"""Saves checkpoints after the second step and ends in the third, the last case by SIGKILL; or goes
+on from the checkpoints that so many ranks saved.
 
 torchrun --nproc_per_node 2 tests/resume_on_ranks.py OUT save
-torchrun --nproc_per_node 1 tests/resume_on_ranks.py OUT resume
+torchrun --nproc_per_node 1 tests/resume_on_ranks.py OUT resume 2
 """
 
 import json
@@ -13,8 +14,11 @@ from pathlib import Path
 os.environ["DS_ACCELERATOR"] = "cpu"
 
 import torch.distributed as dist
-from rank_cases import CHECKPOINTED, make_trainer
-from transformers import PrinterCallback, TrainerCallback
+from deepspeed.runtime.zero.utils import ZeRORuntimeException
+from rank_cases import CHECKPOINTED, deepspeed_config, make_trainer
+from transformers import TrainerCallback
+
+from axolotl_tspin.errors import TSpinError
 
 
 class EndInStep3(TrainerCallback):
@@ -28,33 +32,58 @@ class EndInStep3(TrainerCallback):
             control.should_training_stop = True
 
 
-def main() -> None:
-    out, what, *names = sys.argv[1:]
+def refuses_partial_checkpoints(out: str) -> bool:
+    """FSDP2 with an adapter and whole state dicts; before anything is trained."""
+    case = next(c for c in CHECKPOINTED if c.engine == "fsdp2" and c.lora)
+    trainer = make_trainer(case, out, save_strategy="steps", save_steps=2)
+    trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    try:
+        trainer.train()
+    except TSpinError as error:
+        return "SHARDED_STATE_DICT" in str(error)
+    return False
+
+
+def save(out: str) -> None:
+    assert refuses_partial_checkpoints(out)
     for case in CHECKPOINTED:
-        if names and case.name not in names:
-            continue
-        folder = Path(out) / case.name
-        trainer = make_trainer(case, folder, save_strategy="steps", save_steps=2)
-        trainer.remove_callback(PrinterCallback)
-        if what == "save":
-            trainer.add_callback(EndInStep3(kill=case == CHECKPOINTED[-1]))
-            trainer.train()
-        else:
-            model = folder / f"model-{os.environ['WORLD_SIZE']}"
-            outcome = {}
-            try:
-                trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
-                trainer.save_model(str(model))
-                outcome["losses"] = [e["loss"] for e in trainer.state.log_history if "loss" in e]
-            except Exception as error:
-                if os.environ.get("DEBUG"): raise
-                outcome["error"] = f"{type(error).__name__}: {error}"
-            if trainer.is_world_process_zero():
-                model.mkdir(exist_ok=True)
-                (model / "outcome.json").write_text(json.dumps(outcome))
-        if case.engine.startswith("zero") and hasattr(trainer.model_wrapped, "destroy"):
+        trainer = make_trainer(case, Path(out) / case.name, save_strategy="steps", save_steps=2)
+        trainer.add_callback(EndInStep3(kill=case == CHECKPOINTED[-1]))
+        trainer.train()
+        if case.engine.startswith("zero"):
             trainer.model_wrapped.destroy()
-    dist.destroy_process_group()
 
 
-main()
+def resume(out: str, saved_by: int) -> None:
+    world = int(os.environ["WORLD_SIZE"])
+    for case in CHECKPOINTED:
+        folder = Path(out) / case.name
+        model = folder / f"model-{world}"
+        zero = case.engine.startswith("zero")
+        changed = {}
+        if case.engine == "zero2" and world != saved_by:
+            config = deepspeed_config(case.engine, case.accumulation)
+            changed["deepspeed"] = config | {"checkpoint": {"load_universal": True}}
+        trainer = make_trainer(case, folder, **changed)
+        try:
+            trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+        except ZeRORuntimeException as error:
+            model.mkdir(exist_ok=True)
+            (model / "refused.txt").write_text(str(error))
+            continue
+        if case.engine == "fsdp2":  # as Axolotl does for the policy at the end
+            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+        trainer.save_model(str(model))
+        if trainer.is_world_process_zero():
+            log = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+            (model / "losses.json").write_text(json.dumps(log))
+        if zero:
+            trainer.model_wrapped.destroy()
+
+
+match sys.argv[1:]:
+    case [out, "save"]:
+        save(out)
+    case [out, "resume", saved_by]:
+        resume(out, int(saved_by))
+dist.destroy_process_group()
