@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from axolotl_tspin.policies import unwrapped, vocabulary_size
@@ -89,7 +89,7 @@ def chunked_head(
         raise NotImplementedError(f"{type(policy).__name__} has no output embeddings")
     to_logits = logit_transform(policy.config)
     chunks = -(-len(targets) // max(MOST_LOGITS // vocabulary_size(policy), 1))
-    if is_sharded(head):
+    if is_sharded(policy):
         chunks = _most_on_any_rank(chunks, targets.device)
     found: list[Tensor] = []
     busy = False
@@ -120,10 +120,13 @@ def chunked_head(
     return found[0] + 0 * logits.flatten()[0]
 
 
-def is_sharded(module: nn.Module) -> bool:
-    """Whether ranks hold parts of the module's weights (DeepSpeed's ZeRO-3, FSDP2), so that they
-    must run it, and its backward, equally often."""
-    return any(hasattr(p, "ds_id") or isinstance(p, DTensor) for p in module.parameters())
+def is_sharded(policy: nn.Module) -> bool:
+    """Whether ranks hold parts of a policy's weights (DeepSpeed's ZeRO-3, FSDP2), so that they must
+    run each module, and its backward, equally often."""
+    # Between forwards, FSDP2's parameters may be whole ones; its modules are always known.
+    return any(isinstance(module, FSDPModule) for module in policy.modules()) or any(
+        hasattr(parameter, "ds_id") for parameter in policy.parameters()
+    )
 
 
 def _most_on_any_rank(number: int, device: torch.device) -> int:

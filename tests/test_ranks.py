@@ -24,30 +24,34 @@ ALL = [
 WRAPPERS = {"ddp": "DistributedDataParallel", "zero": "DeepSpeedEngine", "fsdp2": "FSDP"}
 
 
-def on_ranks(ranks: int, *arguments: object, timeout: int = 500) -> subprocess.CompletedProcess:
-    """Runs the script on so many ranks; a hang fails."""
+def on_ranks(ranks: int, *arguments: object, timeout: int = 400) -> subprocess.CompletedProcess:
+    """Runs a script on so many ranks; one that hangs has failed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    return subprocess.run(
+    process = subprocess.Popen(
         [*command, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=timeout,
     )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # the launcher ends its ranks
+        output, _ = process.communicate()
+        output += f"\nended after {timeout} s"
+    return subprocess.CompletedProcess(command, process.returncode, output)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of a world size's trainings."""
+    """The folder of a world size's trainings, and how they ended."""
 
     @functools.cache
-    def launch(world: int) -> Path:
+    def launch(world: int) -> tuple[Path, subprocess.CompletedProcess]:
         out = tmp_path_factory.mktemp(f"world-{world}")
-        done = on_ranks(world, SCRIPT, out)
-        assert done.returncode == 0, done.stdout[-6000:]
-        return out
+        return out, on_ranks(world, SCRIPT, out)
 
     return launch
 
@@ -59,7 +63,9 @@ reference = functools.cache(reference)
 def test_ranks_are_as_one(trained, world: int, case: Case):
     """Loss, gradient norm, metrics of each step, and the parameters and the evaluation at the end,
     against one process in float64."""
-    out = trained(world) / case.name
+    folder, ended = trained(world)
+    assert ended.returncode == 0, ended.stdout[-6000:]
+    out = folder / case.name
     done = json.loads((out / "log.json").read_text())
     wrapper = next(name for engine, name in WRAPPERS.items() if case.engine.startswith(engine))
     assert done["engine"].startswith(wrapper) or (world == 1 and case.engine == "ddp")
