@@ -24,3 +24,6 @@ class TSpinTrainingArgs:
     t_spin_max_tokens_per_row: int | None = field(
         default=None, metadata={"help": "tokens in a row of the shared-prefix layout; None: any"}
     )
+    t_spin_gradient_norms: int = field(
+        default=0, metadata={"help": "steps between two measurements of ‖∇L‖'s parts; 0: never"}
+    )

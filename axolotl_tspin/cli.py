@@ -87,7 +87,7 @@ def status(config: Path, as_json: bool) -> None:
 
     try:
         settings, directory = inspect_run(read_yaml(config))
-        rows = run_status(directory, settings.iterations)
+        rows = run_status(directory, settings)
     except TSpinError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -96,18 +96,19 @@ def status(config: Path, as_json: bool) -> None:
     table = Table(
         title=f"{directory.path}: {settings.iterations} iterations",
         caption="sampled: rows with a response of this iteration, and their tokens; steps: of the "
-        "optimizer; loss and the advantages u and v (nats) as logged last; the trained policy is "
-        "in iteration_t/model where kept",
+        "optimizer; loss and the advantages u and v (nats) as logged last; gap: log π(y) − log "
+        "π(y′) under the trained policy; the trained policy is in iteration_t/model where kept",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
     )
     table.add_column("t")
     table.add_column("due")
-    for name in ("sampled", "tokens", "time", "steps", "loss", "u", "v", "time"):
+    tasks = list(dict.fromkeys(task for row in rows for task in row.scores))
+    for name in ("sampled", "tokens", "time", "steps", "loss", "u", "v", "gap", "time", *tasks):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("model")
     for row in rows:
-        figures = (row.loss, row.current_advantage, row.historical_advantage)
+        figures = (row.loss, row.current_advantage, row.historical_advantage, row.gap)
         table.add_row(
             str(row.iteration),
             row.step,
@@ -117,9 +118,15 @@ def status(config: Path, as_json: bool) -> None:
             "/".join(map(str, row.training)) if row.training else "",
             *("" if figure is None else f"{figure:.3g}" for figure in figures),
             _seconds(row.training_seconds),
+            *(f"{row.scores[task]:.3f}" if task in row.scores else "" for task in tasks),
             "kept" if row.model else "dropped" if row.policy else "",
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for row in rows:
+        for warning in row.warnings:
+            console.print(f"[bold]Warning[/bold] (iteration {row.iteration}): ", end="")
+            console.print(warning, markup=False, highlight=False)
 
 
 @t_spin.command()

@@ -32,7 +32,8 @@ class TripletCollator:
     """Collates rows of triplets; `padding` and `return_tensors` are Axolotl's and always the same.
 
     Rows with `reference_logps` (the three log-probabilities under the frozen policy, in nats) give
-    the batch a (B, 3) float32 tensor of that name.
+    the batch a (B, 3) float32 tensor of that name. Rows with a number in `row`
+    give a (B,) tensor `rows`.
 
     The trainer sets `layout` ("padded" or "shared_prefix") once it knows the policy, and with it
     `max_tokens_per_row` (None: all triplets of a batch in one row).
@@ -67,6 +68,8 @@ class TripletCollator:
         if "reference_logps" in rows[0]:
             reference_logps = [row["reference_logps"] for row in rows]
             batch["reference_logps"] = torch.tensor(reference_logps, dtype=torch.float32)
+        if "row" in rows[0]:
+            batch["rows"] = torch.tensor([row["row"] for row in rows])
         return batch
 
     def _laid_out(self, triplets: list[TripletTokens]) -> dict[str, Any]:

@@ -198,6 +198,17 @@ class TSpinConfig(StrictModel):
         default="all",
         description="How many trained iterations keep their weights: `all`, `last`, or a number.",
     )
+    diagnostics: int | Literal["all"] = Field(
+        default=1000,
+        description="How many triplets are scored under the policy that an iteration trained, for "
+        "`status`, `report` and warnings: a number, `all`, or 0 for none.",
+    )
+    gradient_norms: int = Field(
+        default=0,
+        ge=0,
+        description="Every so many optimizer steps, log ‖∇L‖ of the current and of the historical "
+        "term (two more passes in that step); 0: never.",
+    )
     allow_foreign: bool = Field(
         default=False,
         description="Train on responses that this run's policies did not sample (recorded).",
@@ -228,6 +239,13 @@ class TSpinConfig(StrictModel):
     def _keeps_a_model(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
             raise ValueError(f"`{value}` models kept; the last one is always needed")
+        return value
+
+    @field_validator("diagnostics")
+    @classmethod
+    def _scores_some_or_none(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 0:
+            raise ValueError(f"`{value}` triplets scored; expected a number, `all`, or 0 for none")
         return value
 
     @field_validator("max_tokens_per_row")

@@ -4,6 +4,7 @@ Each step is the command that a user would type, in a process of its own, so tha
 free for the next one and a crash takes nothing with it.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -12,9 +13,10 @@ from pathlib import Path
 
 from axolotl.utils.logging import get_logger
 
+from axolotl_tspin.diagnostics.evaluation import missing_evaluations, tasks_asked_for
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.resolve import inspect_run, read_yaml
-from axolotl_tspin.run_directory import Due
+from axolotl_tspin.resolve import RawConfig, inspect_run, read_yaml
+from axolotl_tspin.run_directory import Due, Policy
 
 LOG = get_logger(__name__)
 
@@ -40,8 +42,10 @@ def run(config_path: Path, train_arguments: Sequence[str] = ()) -> None:
         TSpinError: bad configuration, or a step that ended well left its work undone.
     """
     before: Due | None = None
+    raw = read_yaml(config_path)
     while True:
-        config, directory = inspect_run(read_yaml(config_path))
+        config, directory = inspect_run(raw)
+        evaluate_missing(raw)
         due = directory.due(config.iterations, config.iteration)
         if due.step == "done":
             return
@@ -59,10 +63,34 @@ def run(config_path: Path, train_arguments: Sequence[str] = ()) -> None:
             _call("train", str(config_path), *train_arguments)
 
 
+def evaluate_missing(raw: RawConfig) -> int:
+    """Run the YAML's `lm_eval_tasks` on the policies that lack them; how many that were.
+
+    Raises:
+        StepFailed: `axolotl lm-eval` failed.
+    """
+    config, run = inspect_run(raw)
+    initial = Policy(raw["base_model"], raw.get("lora_model_dir"))
+    evaluations = missing_evaluations(
+        run,
+        config.iterations,
+        initial,
+        tasks_asked_for(raw),
+        adapter=bool(raw.get("adapter")),
+    )
+    for evaluation in evaluations:
+        evaluation.prepare(raw)
+        _call("lm-eval", str(evaluation.config))
+        evaluation.finish()
+    return len(evaluations)
+
+
 def _call(*arguments: str) -> None:
     shown = " ".join(["axolotl", *arguments])
     started = time.monotonic()
-    status = subprocess.run([*AXOLOTL, *arguments]).returncode
+    # Axolotl starts the harness by its name.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    status = subprocess.run([*AXOLOTL, *arguments], env=os.environ | {"PATH": path}).returncode
     if status != 0:
         raise StepFailed(shown, status)
     LOG.info("T-SPIN: `%s` took %.0f s", shown, time.monotonic() - started)

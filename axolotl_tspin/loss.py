@@ -52,6 +52,20 @@ def ell(advantage: Tensor, loss: str) -> Tensor:
     raise ValueError(f"loss is one of {', '.join(LOSSES)}, not {loss!r}")
 
 
+def ell_weight(advantage: Tensor, loss: str) -> Tensor:
+    """|ℓ′| of eq. 7's gradient (theorem 1), elementwise: what weighs a triplet's gradient.
+
+    Args:
+        advantage: any shape; already times α.
+        loss: "logistic" (σ(−a)) or "exponential" (exp(−a)).
+    """
+    if loss == "logistic":
+        return torch.sigmoid(-advantage)
+    if loss == "exponential":
+        return torch.exp(-advantage)
+    raise ValueError(f"loss is one of {', '.join(LOSSES)}, not {loss!r}")
+
+
 def t_spin_loss(
     annotated_logps: Tensor,
     synthetic_logps: Tensor,

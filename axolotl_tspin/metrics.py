@@ -4,7 +4,10 @@ import torch
 from torch import Tensor
 
 from axolotl_tspin.layouts import RESPONSES
-from axolotl_tspin.loss import TripletLoss
+from axolotl_tspin.loss import TripletLoss, ell_weight
+
+SATURATED = 0.01
+"""A gradient's weight |ℓ′| below this counts as saturated: α·u > 4.6 nats for the logistic loss."""
 
 
 def triplet_metrics(
@@ -46,6 +49,20 @@ def triplet_metrics(
         metrics[f"logps/{name}"] = logps[:, index]
         metrics[f"logps/{name}_per_token"] = per_token[:, index]
     return {name: value.detach().float() for name, value in metrics.items()}
+
+
+def saturation_metrics(
+    losses: TripletLoss, *, alpha: float, beta: float, loss: str
+) -> dict[str, Tensor]:
+    """Which triplets have (almost) no gradient left, each (B,), float32 of 0 and 1.
+
+    `saturation/current` and `saturation/historical` look at one term's weight |ℓ′|,
+    `saturation/both` at |ℓ′(α·u)| + β·|ℓ′(α·v)|.
+    """
+    current = ell_weight(alpha * losses.current_advantage.detach(), loss)
+    historical = ell_weight(alpha * losses.historical_advantage.detach(), loss)
+    weights = {"current": current, "historical": historical, "both": current + beta * historical}
+    return {f"saturation/{name}": (w < SATURATED).float() for name, w in weights.items()}
 
 
 class RunningMeans:

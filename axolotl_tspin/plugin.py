@@ -22,7 +22,7 @@ class TSpinPlugin(BasePlugin):
 
     def __init__(self) -> None:
         super().__init__()
-        self._log_history: list[dict[str, float]] = []
+        self._recorder: Any = None
         self._post_train_calls = 0
 
     def register(self, cfg: dict) -> None:
@@ -51,6 +51,7 @@ class TSpinPlugin(BasePlugin):
             "t_spin_max_tokens_per_row": (
                 None if config.max_tokens_per_row == "auto" else config.max_tokens_per_row
             ),
+            "t_spin_gradient_norms": config.gradient_norms,
         }
 
     def get_trainer_cls(self, cfg: Any) -> type | None:
@@ -69,6 +70,7 @@ class TSpinPlugin(BasePlugin):
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Refuses to train what is trained (`axolotl train` alone calls this hook)."""
+        self._post_train_calls = 0
         run = _settings(cfg)
         self._post_train_calls = 0  # a process may train more than once
         if run and run[1].already_trained:
@@ -80,7 +82,15 @@ class TSpinPlugin(BasePlugin):
             )
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
-        return [] if _settings(cfg) is None else [_KeepLogHistory(self._log_history)]
+        run = _settings(cfg)
+        if run is None:
+            return []
+        from axolotl_tspin.diagnostics.recording import Recorder
+
+        config, resolved = run
+        number = None if resolved.direct else resolved.iteration
+        self._recorder = Recorder(trainer, RunDirectory(resolved.run_dir), number, config)
+        return [self._recorder]
 
     def post_train(self, cfg: Any, model: Any) -> None:
         """Marks the iteration trained. Axolotl calls this before and after it saves the model."""
@@ -96,39 +106,37 @@ class TSpinPlugin(BasePlugin):
         iteration = directory.iteration(resolved.iteration)
         iteration.check_trained()
         trained = Policy(cfg.base_model, str(iteration.model)) if cfg.adapter else None
+        fingerprint = policy_fingerprint(
+            trained or Policy(str(iteration.model)), directory.fingerprints, cfg.revision_of_model
+        )
+        self._recorder.write_scores(fingerprint)
         iteration.mark_trained(
             {
                 "iteration": resolved.iteration,
-                "policy": policy_fingerprint(
-                    trained or Policy(str(iteration.model)),
-                    directory.fingerprints,
-                    cfg.revision_of_model,
-                ),
+                "policy": fingerprint,
                 "method": config.method,
                 "loss": config.loss,
                 "alpha": config.alpha,
                 "beta": resolved.beta,
                 "accepted_foreign": resolved.foreign,
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "log_history": self._log_history,
+                "log_history": self._recorder.log_history,
             }
         )
         LOG.info("T-SPIN: iteration %s is trained", resolved.iteration)
+        self._show_findings(directory, resolved.iteration, config)
         if config.keep_models != "all":
             keep = 1 if config.keep_models == "last" else config.keep_models
             dropped = directory.drop_models_before(resolved.iteration + 1 - keep)
             if dropped:
                 LOG.info("T-SPIN: keep_models: dropped the models of iterations %s", dropped)
 
+    def _show_findings(self, run: RunDirectory, number: int, config: TSpinConfig) -> None:
+        from axolotl_tspin.diagnostics.findings import findings_of_run
 
-class _KeepLogHistory(TrainerCallback):
-    """Keeps what the trainer logged, for the iteration's record."""
-
-    def __init__(self, log_history: list[dict[str, float]]) -> None:
-        self._log_history = log_history
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._log_history[:] = state.log_history
+        for finding in findings_of_run(run, config):
+            if finding.iteration == number:
+                LOG.warning("T-SPIN: %s", finding)
 
 
 def _settings(cfg: Any) -> tuple[TSpinConfig, ResolvedRun] | None:

@@ -187,6 +187,9 @@ def prepare_training(cfg: RawConfig) -> str:
         cfg.pop(key, None)
     start_from(cfg, policy, initial)
     cfg["output_dir"] = str(iteration.model)
+    if cfg.get("lm_eval_tasks"):
+        # Axolotl would start the harness on every rank, and after a failed training as well.
+        cfg["lm_eval_post_train"] = False
     checkpoint = iteration.last_checkpoint()
     if checkpoint and not done and cfg.get("auto_resume_from_checkpoints") is not False:
         cfg["resume_from_checkpoint"] = cfg.get("resume_from_checkpoint") or str(checkpoint)

@@ -14,6 +14,8 @@
         train.yml                    the resolved YAML of the training
         model/                       Axolotl's output folder: checkpoints and the trained policy
         trained.json                 its existence ends the training step
+        diagnostics/train.parquet    log-probabilities of triplets under the trained policy
+        diagnostics/figures.json     what status and report show of the iteration
 
 `test` stands beside `train` where the YAML has `test_datasets`. No torch, no axolotl.
 """
@@ -77,6 +79,14 @@ class Iteration(NamedTuple):
     def trained_marker(self) -> Path:
         return self.path / "trained.json"
 
+    @property
+    def scores(self) -> Path:
+        return self.path / "diagnostics" / "train.parquet"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "diagnostics" / "figures.json"
+
     def last_checkpoint(self) -> Path | None:
         """The newest checkpoint that was written to its end (its trainer state is last)."""
         checkpoints = [
@@ -90,6 +100,19 @@ class Iteration(NamedTuple):
     def training_record(self) -> dict[str, Any]:
         """What `mark_trained` kept of a trained iteration."""
         return json.loads(self.trained_marker.read_text())
+
+    def training_log(self) -> tuple[list[dict[str, Any]], tuple[int, int] | None]:
+        """What the trainer logged, and how many steps it did of how many: of a finished training,
+        or at its last checkpoint."""
+        if self.trained_marker.exists():
+            history = self.training_record()["log_history"]
+            steps = max((entry["step"] for entry in history), default=0)
+            return history, (steps, steps)
+        checkpoint = self.last_checkpoint()
+        if checkpoint:
+            state = json.loads((checkpoint / "trainer_state.json").read_text())
+            return state["log_history"], (state["global_step"], state["max_steps"])
+        return [], None
 
     def check_trained(self) -> None:
         """Raises TSpinError unless the policy's files are all there."""

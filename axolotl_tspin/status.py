@@ -1,12 +1,14 @@
 """What a run directory holds: one line an iteration, finished or in the middle."""
 
-import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from axolotl_tspin.config import TSpinConfig
+from axolotl_tspin.diagnostics.evaluation import harness_scores
+from axolotl_tspin.diagnostics.figures import read_figures, sampling_figures
+from axolotl_tspin.diagnostics.findings import Finding, findings_of_run, sampling_findings
 from axolotl_tspin.generation.blocks import rows_done
 from axolotl_tspin.generation.store import Prompts
-from axolotl_tspin.run_directory import Iteration, RunDirectory
+from axolotl_tspin.run_directory import RunDirectory
 from axolotl_tspin.tables import read_metadata
 
 
@@ -22,6 +24,10 @@ class IterationStatus(NamedTuple):
         loss, current_advantage, historical_advantage: as logged last (advantages in nats).
         training_seconds: of the last call that trained.
         policy: the trained policy's fingerprint.
+        gap: log π(y|x) − log π(y′|x) under the trained policy, the mean over the scored triplets.
+        saturated: the share of triplets without a gradient, as logged last.
+        scores: of lm-evaluation-harness, by task.
+        warnings: what the iteration's figures warn of.
     """
 
     iteration: int
@@ -38,15 +44,24 @@ class IterationStatus(NamedTuple):
     policy: str | None
     folder: str
     model: str | None
+    gap: float | None
+    saturated: float | None
+    scores: dict[str, float]
+    warnings: list[str]
 
 
-def run_status(run: RunDirectory, iterations: int) -> list[IterationStatus]:
+def run_status(run: RunDirectory, config: TSpinConfig) -> list[IterationStatus]:
     """Every iteration that has begun, and the one that is due."""
-    due = run.due(iterations)
-    return [_status(run, number) for number in range(due.iteration + 1)]
+    due = run.due(config.iterations)
+    findings = findings_of_run(run, config)
+    untrained = run.iteration(due.iteration).triplets("train").exists() and due.step != "done"
+    if untrained:
+        sampling = [sampling_figures(run, t) for t in (0, due.iteration)]
+        findings += sampling_findings(sampling[1], sampling[0], config)
+    return [_status(run, number, findings) for number in range(due.iteration + 1)]
 
 
-def _status(run: RunDirectory, number: int) -> IterationStatus:
+def _status(run: RunDirectory, number: int, findings: list[Finding]) -> IterationStatus:
     iteration = run.iteration(number)
     splits = run.splits()
     rows = sampled = tokens = 0
@@ -62,8 +77,9 @@ def _status(run: RunDirectory, number: int) -> IterationStatus:
         else:
             made, theirs = rows_done(iteration.responses(split))
             sampled, tokens = sampled + made, tokens + theirs
-    history, progress = _training(iteration)
+    history, progress = iteration.training_log()
     done = iteration.trained_marker.exists()
+    figures = read_figures(run, number) if done else None
     return IterationStatus(
         iteration=number,
         step=run.step_of(number).step,
@@ -79,22 +95,11 @@ def _status(run: RunDirectory, number: int) -> IterationStatus:
         policy=iteration.training_record()["policy"] if done else None,
         folder=str(iteration.path),
         model=str(iteration.model) if iteration.model.exists() else None,
+        gap=figures.policy.gap[0] if figures and figures.policy else None,
+        saturated=_last(history, "saturation/both"),
+        scores={score.task: score.value for score in harness_scores(iteration.path)},
+        warnings=[f.text for f in findings if f.iteration == number],
     )
-
-
-def _training(iteration: Iteration) -> tuple[list[dict[str, Any]], tuple[int, int] | None]:
-    """What the trainer logged, and how far it came: of a finished training, or at its last
-    checkpoint."""
-    checkpoint = iteration.last_checkpoint()
-    if iteration.trained_marker.exists():
-        record = iteration.training_record()
-        history = record["log_history"]
-        steps = max((entry["step"] for entry in history), default=0)
-        return history, (steps, steps)
-    if checkpoint:
-        state = json.loads((Path(checkpoint) / "trainer_state.json").read_text())
-        return state["log_history"], (state["global_step"], state["max_steps"])
-    return [], None
 
 
 def _last(history: list[dict[str, Any]], key: str) -> float | None:

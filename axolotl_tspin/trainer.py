@@ -12,6 +12,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from axolotl_tspin.collator import TripletCollator
 from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.gradient_norms import GradientParts, obstacle_to_measuring
 from axolotl_tspin.layouts import BatchLayout, pad_triplets, triplets_of
 from axolotl_tspin.layouts.choice import (
     PLAIN,
@@ -22,8 +23,8 @@ from axolotl_tspin.layouts.choice import (
     use_structured_attention,
 )
 from axolotl_tspin.logps import triplet_logps
-from axolotl_tspin.loss import t_spin_loss
-from axolotl_tspin.metrics import RunningMeans, triplet_metrics
+from axolotl_tspin.loss import TripletLoss, t_spin_loss
+from axolotl_tspin.metrics import RunningMeans, saturation_metrics, triplet_metrics
 from axolotl_tspin.policies import base_of, unwrapped, vocabulary_size
 
 LOG = logging.getLogger(__name__)
@@ -50,6 +51,9 @@ class TripletTrainer(Trainer):
         self._refuse_uneven_ranks()
         self._train_means = RunningMeans()
         self._eval_means = RunningMeans()
+        self._scored: list[tuple[Tensor, Tensor]] | None = None
+        self._gradient_parts: GradientParts | None = None
+        self._gradient_norms: dict[str, float] = {}
         self._layout_is_checked = False
         self._plain_attention = ""
         self._choice = choose_layout(
@@ -58,6 +62,11 @@ class TripletTrainer(Trainer):
         if self._choice.layout == "shared_prefix":
             self._plain_attention = use_structured_attention(self.model)
         self._tell_collators()
+        obstacle = obstacle_to_measuring(self) if self.args.t_spin_gradient_norms else None
+        if obstacle:
+            raise TSpinError(
+                f"`t_spin.gradient_norms` does not go with this training: {obstacle}. Remove it"
+            )
         if self.is_world_process_zero():
             LOG.info("T-SPIN layout: %s (%s)", self._choice.layout, self._choice.reason)
 
@@ -89,20 +98,57 @@ class TripletTrainer(Trainer):
         reference_logps = inputs.get("reference_logps")
         if reference_logps is not None:
             reference_logps = reference_logps[:counted]
-        losses = t_spin_loss(
-            *logps.unbind(dim=1),
+        losses = self._losses(logps, reference_logps)
+        metrics = triplet_metrics(losses, logps, counts, self.args.t_spin_alpha, reference_logps)
+        metrics |= saturation_metrics(
+            losses,
             alpha=self.args.t_spin_alpha,
             beta=self.args.t_spin_beta,
             loss=self.args.t_spin_loss,
-            reference_logps=reference_logps,
         )
-        metrics = triplet_metrics(losses, logps, counts, self.args.t_spin_alpha, reference_logps)
         if num_items_in_batch is None:
             loss = losses.loss.mean()
         else:
             self._train_means.add(metrics)
             loss = losses.loss.sum() / num_items_in_batch * self.accelerator.num_processes
-        return (loss, {"loss": losses.loss, "metrics": metrics}) if return_outputs else loss
+        outputs = {"loss": losses.loss, "metrics": metrics, "logps": logps}
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The Trainer's step; before it, in every `t_spin_gradient_norms`-th optimizer step, the
+        gradients of the loss's two terms are measured."""
+        every = self.args.t_spin_gradient_norms
+        if every and self.state.global_step % every == 0:
+            self._measure_gradients(model, self._prepare_inputs(inputs), num_items_in_batch)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def score(self, dataset: Any) -> dict[int, list[float]]:
+        """Log-probabilities of triplets under the policy as it is now, on all ranks together.
+
+        Args:
+            dataset: rows as the collator takes them, with a distinct number in `row`.
+
+        Returns:
+            Row number → sums in nats in the order of `RESPONSES`; on every rank all rows.
+        """
+        self._scored = []
+        try:
+            super().evaluation_loop(
+                self.get_eval_dataloader(dataset), "Scoring triplets", prediction_loss_only=True
+            )
+            return {
+                row: sums
+                for rows, logps in self._scored
+                for row, sums in zip(rows.tolist(), logps.tolist(), strict=True)
+            }
+        finally:
+            self._scored = None
+            self._eval_means = RunningMeans()
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -125,6 +171,9 @@ class TripletTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if self._scored is not None:
+            scored = self.accelerator.gather_for_metrics((inputs["rows"], outputs["logps"]))
+            self._scored.append((scored[0].cpu(), scored[1].cpu()))
         metrics = {"loss": outputs["loss"].float(), **outputs["metrics"]}
         # gather_for_metrics drops the rows that were repeated to fill the last batch of a rank.
         self._eval_means.add(
@@ -160,6 +209,8 @@ class TripletTrainer(Trainer):
         totals = self._train_means.totals()
         if "loss" in logs and totals is not None:
             logs.update(self._train_means.means(self.accelerator.reduce(totals, reduction="sum")))
+            logs.update(self._gradient_norms)
+            self._gradient_norms = {}
         # Axolotl 0.19 adds exp(loss); a triplet loss has no perplexity.
         for name in ("ppl", "eval_ppl"):
             logs.pop(name, None)
@@ -216,6 +267,46 @@ class TripletTrainer(Trainer):
         remainder = len(self.train_dataset) % whole or whole
         counted = remainder - self.accelerator.process_index * triplets
         return dataclasses.replace(layout, repeated=triplets - min(max(counted, 0), triplets))
+
+    def _losses(self, logps: Tensor, reference_logps: Tensor | None) -> TripletLoss:
+        return t_spin_loss(
+            *logps.unbind(dim=1),
+            alpha=self.args.t_spin_alpha,
+            beta=self.args.t_spin_beta,
+            loss=self.args.t_spin_loss,
+            reference_logps=reference_logps,
+        )
+
+    def _measure_gradients(
+        self, model: torch.nn.Module, inputs: dict[str, Any], triplets: Tensor | int | None
+    ) -> None:
+        """Add a micro-batch to the parts of its step's gradient; with the last one, their norms."""
+        inputs = self._in_checked_layout(model, inputs)
+        counted = inputs["layout"].counted
+        policy = unwrapped(model)
+        model.train()
+        if self._gradient_parts is None:
+            self._gradient_parts = GradientParts(policy)
+
+        def parts() -> tuple[Tensor, Tensor]:
+            with self.compute_loss_context_manager():
+                logps, _ = triplet_logps(policy, inputs, head=self._choice.head)
+                reference = inputs.get("reference_logps")
+                losses = self._losses(
+                    logps[:counted], None if reference is None else reference[:counted]
+                )
+            # Ranks are averaged, hence the factor, as in compute_loss.
+            share = self.accelerator.num_processes / triplets
+            historical = self.args.t_spin_beta * losses.historical.sum() * share
+            return losses.current.sum() * share, historical
+
+        self._gradient_parts.add(parts)
+        if self.accelerator.sync_gradients:
+            norms = self._gradient_parts.norms(
+                lambda gradient: self.accelerator.reduce(gradient, reduction="mean")
+            )
+            self._gradient_parts = None
+            self._gradient_norms = {f"grad_norm/{part}": norm for part, norm in norms.items()}
 
     def _tell_collators(self) -> None:
         for collator in (self.data_collator, getattr(self, "eval_data_collator", None)):

@@ -1,5 +1,6 @@
 """A small real policy and tokenizer, made once a session: no download, no GPU."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -114,45 +115,57 @@ def policy_dir(tmp_path_factory, tokenizer) -> Path:
 @pytest.fixture
 def make_yaml(tmp_path, policy_dir):
     """Writes a run's YAML: a t_spin run on the word problems, with the given keys on top."""
+    return functools.partial(write_yaml, tmp_path, policy_dir)
 
-    def make(rows: int = 12, name: str = "run.yml", **keys) -> Path:
-        cfg = {
-            "base_model": str(policy_dir),
-            "plugins": ["axolotl_tspin.TSpinPlugin"],
-            "rl": "t_spin",
-            "t_spin": {
-                "iterations": 2,
-                "generation": {"max_new_tokens": 12, "batch_size": 4},
-            },
-            "datasets": [
-                {
-                    "path": str(WORD_PROBLEMS),
-                    "type": "t_spin.chat_template",
-                    "split": f"train[:{rows}]",
-                }
-            ],
-            "output_dir": str(tmp_path / "out"),
-            "sequence_len": 192,
-            "micro_batch_size": 2,
-            "gradient_accumulation_steps": 2,
-            "num_epochs": 1,
-            "learning_rate": 1e-3,
-            "optimizer": "adamw_torch",
-            "lr_scheduler": "constant",
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "bf16": False,
-            "fp16": False,
-            "tf32": False,
-            "attn_implementation": "sdpa",
-            "dataset_num_proc": 1,
-            "dataloader_num_workers": 0,
-            "dataloader_pin_memory": False,
-            "seed": 7,
-        }
-        cfg |= keys
-        path = tmp_path / name
-        path.write_text(yaml.safe_dump({k: v for k, v in cfg.items() if v is not None}))
-        return path
 
-    return make
+def write_yaml(
+    folder: Path, policy_dir: Path, rows: int = 12, name: str = "run.yml", **keys
+) -> Path:
+    cfg = {
+        "base_model": str(policy_dir),
+        "plugins": ["axolotl_tspin.TSpinPlugin"],
+        "rl": "t_spin",
+        "t_spin": {
+            "iterations": 2,
+            "generation": {"max_new_tokens": 12, "batch_size": 4},
+        },
+        "datasets": [
+            {
+                "path": str(WORD_PROBLEMS),
+                "type": "t_spin.chat_template",
+                "split": f"train[:{rows}]",
+            }
+        ],
+        "output_dir": str(folder / "out"),
+        "sequence_len": 192,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_epochs": 1,
+        "learning_rate": 1e-3,
+        "optimizer": "adamw_torch",
+        "lr_scheduler": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "bf16": False,
+        "fp16": False,
+        "tf32": False,
+        "attn_implementation": "sdpa",
+        "dataset_num_proc": 1,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        "seed": 7,
+    }
+    cfg |= keys
+    path = folder / name
+    path.write_text(yaml.safe_dump({k: v for k, v in cfg.items() if v is not None}))
+    return path
+
+
+def train_here(path: Path) -> None:
+    """What `axolotl train` does, in this process."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.common.datasets import load_datasets
+    from axolotl.train import train
+
+    cfg = load_cfg(str(path))
+    train(cfg=cfg, dataset_meta=load_datasets(cfg=cfg))

@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from axolotl_tspin.args import TSpinTrainingArgs
 from axolotl_tspin.collator import TripletCollator
+from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.layouts import TripletTokens, pad_triplets
 from axolotl_tspin.logps import triplet_logps
 from axolotl_tspin.loss import t_spin_loss
@@ -34,27 +35,35 @@ def make_triplets(n: int) -> list[TripletTokens]:
 
 
 class Collator(TripletCollator):
-    """Takes triplets, or pairs of a triplet and its reference log-probabilities, instead of a data
-    set's rows."""
+    """Takes triplets, or pairs of a triplet and its reference log-probabilities, too."""
 
     def __init__(self) -> None:
         super().__init__(SimpleNamespace(pad_token_id=0))
 
     def __call__(self, triplets):
-        rows = []
-        for item in triplets:
-            t, reference = (item, None) if isinstance(item, TripletTokens) else item
-            row = {
-                "input_ids": [*t.prompt, *t.annotated],
-                "labels": [-100] * len(t.prompt) + t.annotated,
-                "synthetic_ids": t.synthetic,
-                "proto_synthetic_ids": t.proto_synthetic,
-            }
-            rows.append(row if reference is None else row | {"reference_logps": reference})
-        return super().__call__(rows)
+        return super().__call__([as_row(t) for t in triplets])
 
 
-def make_trainer(path, triplets, batch_size, accumulation, model=None, **kwargs) -> TripletTrainer:
+def as_row(item) -> dict:
+    if isinstance(item, dict):
+        return item
+    triplet, reference = (item, None) if isinstance(item, TripletTokens) else item
+    row = {
+        "input_ids": [*triplet.prompt, *triplet.annotated],
+        "labels": [-100] * len(triplet.prompt) + triplet.annotated,
+        "synthetic_ids": triplet.synthetic,
+        "proto_synthetic_ids": triplet.proto_synthetic,
+    }
+    return row if reference is None else row | {"reference_logps": reference}
+
+
+def numbered(triplets: list[TripletTokens]) -> list[dict]:
+    return [as_row(triplet) | {"row": row} for row, triplet in enumerate(triplets)]
+
+
+def make_trainer(
+    path, triplets, batch_size, accumulation, model=None, beta=BETA, **kwargs
+) -> TripletTrainer:
     args = Arguments(
         output_dir=str(path),
         per_device_train_batch_size=batch_size,
@@ -71,7 +80,7 @@ def make_trainer(path, triplets, batch_size, accumulation, model=None, **kwargs)
         use_cpu=True,
         disable_tqdm=True,
         t_spin_alpha=ALPHA,
-        t_spin_beta=BETA,
+        t_spin_beta=beta,
         **kwargs,
     )
     return TripletTrainer(
@@ -177,3 +186,123 @@ def test_evaluation_reports_exact_means_with_a_partial_last_batch(tmp_path):
     for name, value in expected.items():
         assert metrics[f"eval_{name}"] == pytest.approx(value.item(), rel=1e-5), name
     assert trainer.state.log_history[-1]["eval_rewards/margins"] == metrics["eval_rewards/margins"]
+
+
+def reference_gradient_norms(model, triplets, alpha=ALPHA, beta=BETA):
+    """‖∇‖ of both terms' means over triplets, one triplet and one response at a time."""
+    norms = []
+    for chosen, rejected, weight in ((0, 1, 1.0), (1, 2, beta)):
+        total = 0
+        for triplet in triplets:
+            logps = []
+            for response in (triplet[1 + chosen], triplet[1 + rejected]):
+                ids = torch.tensor([[*triplet.prompt, *response]])
+                logits = model(ids).logits[0].log_softmax(-1)
+                start = len(triplet.prompt) - 1
+                predicted = logits[start : start + len(response)]
+                logps.append(predicted.gather(1, torch.tensor(response)[:, None]).sum())
+            advantage = alpha * (logps[0] - logps[1])
+            total = total + weight * torch.log1p(torch.exp(-advantage)) / len(triplets)
+        gradients = torch.autograd.grad(total, list(model.parameters()))
+        norms.append(sum(g.pow(2).sum() for g in gradients).sqrt().item())
+    return norms
+
+
+@pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
+@pytest.mark.parametrize(
+    ("triplets", "batch_size", "accumulation"), [(8, 8, 1), (8, 2, 4), (7, 4, 2)]
+)
+def test_gradient_norms_are_those_of_both_terms(
+    tmp_path, triplets, batch_size, accumulation, layout
+):
+    rows = make_triplets(triplets)
+    trainer = make_trainer(
+        tmp_path,
+        rows,
+        batch_size,
+        accumulation,
+        logging_steps=1,
+        t_spin_layout=layout,
+        t_spin_gradient_norms=1,
+    )
+    current, historical = reference_gradient_norms(tiny_llama(50).double().eval(), rows)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["grad_norm/current"] == pytest.approx(current, rel=1e-5)
+    assert logged["grad_norm/historical"] == pytest.approx(historical, rel=1e-5)
+    expected = parameters_after_one_reference_step(rows)
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-6, atol=1e-7)
+
+
+def test_measuring_gradients_every_other_step_changes_nothing_in_the_training(tmp_path):
+    """With dropout and gradient checkpointing: the same draws and weights as without."""
+
+    def train(every):
+        model = tiny_llama(50).double()
+        model.config.attention_dropout = 0.2
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.2
+        trainer = make_trainer(
+            tmp_path / str(every),
+            make_triplets(8),
+            2,
+            1,
+            model=model,
+            logging_steps=1,
+            t_spin_gradient_norms=every,
+            gradient_checkpointing=True,
+        )
+        trainer.train()
+        return trainer
+
+    without, measured = train(0), train(2)
+    steps = [e["step"] for e in measured.state.log_history if "grad_norm/current" in e]
+    assert steps == [1, 3]
+    for a, b in zip(without.model.parameters(), measured.model.parameters(), strict=True):
+        assert a.equal(b)
+
+
+def test_gradient_norms_are_refused_where_they_cannot_be_right(tmp_path):
+    with pytest.raises(TSpinError, match="fp16 gradients underflow"):
+        make_trainer(tmp_path, make_triplets(2), 2, 1, fp16=True, t_spin_gradient_norms=1)
+
+
+def test_without_a_historical_term_its_gradient_is_zero(tmp_path):
+    trainer = make_trainer(
+        tmp_path, make_triplets(4), 4, 1, beta=0.0, logging_steps=1, t_spin_gradient_norms=1
+    )
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["grad_norm/historical"] == 0.0
+    assert logged["grad_norm/current"] == pytest.approx(logged["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
+def test_scores_are_the_policy_s_log_probabilities(tmp_path, layout):
+    rows = make_triplets(7)
+    trainer = make_trainer(tmp_path, rows, 2, 1, t_spin_layout=layout)
+    with torch.no_grad():
+        expected, _ = triplet_logps(trainer.model, pad_triplets(rows, pad_token_id=0))
+    scores = trainer.score(numbered(rows))
+    assert list(scores) == list(range(7))
+    torch.testing.assert_close(
+        torch.tensor(list(scores.values()), dtype=torch.float64), expected, rtol=1e-6, atol=1e-6
+    )
+    assert trainer.evaluate()["eval_loss"] > 0, "scoring leaves nothing behind in the metrics"
+
+
+def test_saturation_counts_triplets_whose_gradient_is_all_but_gone(tmp_path):
+    rows = make_triplets(7)
+    trainer = make_trainer(tmp_path, rows, 7, 1, logging_steps=1)
+    with torch.no_grad():
+        logps, _ = triplet_logps(trainer.model, pad_triplets(rows, pad_token_id=0))
+    y, s, p = (ALPHA * logps).unbind(1)
+    current, historical = 1 / (1 + torch.exp(y - s)), 1 / (1 + torch.exp(s - p))
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    expected = {"current": current, "historical": historical, "both": current + BETA * historical}
+    for name, weight in expected.items():
+        share = (weight < 0.01).double().mean().item()
+        assert logged[f"saturation/{name}"] == pytest.approx(share)
+    assert 0 < logged["saturation/current"] < 1

@@ -11,6 +11,9 @@ import numpy as np
 from axolotl.utils.logging import get_logger
 from transformers import PreTrainedTokenizerBase
 
+from axolotl_tspin.diagnostics.figures import kept_scores, sampling_figures
+from axolotl_tspin.diagnostics.findings import sampling_findings
+from axolotl_tspin.diagnostics.scores import logps_of_rows
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.blocks import Block, block_path, claim_blocks, rows_done
 from axolotl_tspin.generation.engine import Engine, Request, Response
@@ -78,7 +81,7 @@ class SplitSampling:
         with filelock.FileLock(path.with_name(f".{self.name}.lock")):
             chosen = read_selection(path, self.prompts)
             if chosen is None:
-                advantages = self._advantages(policy())
+                advantages = self._advantages(policy)
                 chosen = select_rows(
                     path,
                     self.prompts,
@@ -95,12 +98,18 @@ class SplitSampling:
             self.settings.select,
         )
 
-    def _advantages(self, policy: LoadedPolicy) -> np.ndarray | None:
+    def _advantages(self, load: Callable[[], LoadedPolicy]) -> np.ndarray | None:
         if self.settings.select != "advantage":
             return None
+        run = self.plan.run
+        if self.name == "train":
+            scored = logps_of_rows(kept_scores(run, self.number - 1), np.arange(self.prompts.rows))
+            if scored is not None:
+                return scored[:, 0] - scored[:, 1]
+        policy = load()
         return current_advantages(
             policy.model,
-            self.plan.run.iteration(self.number - 1).triplets(self.name),
+            run.iteration(self.number - 1).triplets(self.name),
             self.prompts,
             pad_token_id=policy.tokenizer.pad_token_id or 0,
             batch_size=self.batch_size,
@@ -206,6 +215,10 @@ class SplitSampling:
             record["copied"],
             record["finish_reasons"],
         )
+        if self.name == "train":
+            sampling = [sampling_figures(run, t) for t in (0, number)]
+            for finding in sampling_findings(sampling[1], sampling[0], self.plan.config):
+                LOG.warning("T-SPIN: %s", finding)
 
     def _seed(self, row: int) -> int:
         """A row's sampling seed, from the run's seed, the iteration, the split and the row."""
