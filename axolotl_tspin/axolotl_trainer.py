@@ -1,5 +1,6 @@
 """Axolotl's trainer with the triplet loss under it."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from axolotl.core.trainers.base import AxolotlTrainer
@@ -24,3 +25,11 @@ class TSpinTrainer(AxolotlTrainer, TripletTrainer):
         super().__init__(*args, **kwargs)
         # Axolotl 0.19 unsets it when the model's forward does not name num_items_in_batch.
         self.model_accepts_loss_kwargs = True
+        self.write_model_card: Callable[[], None] | None = None
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Axolotl's model card, which `write_model_card` then replaces; a push to the hub takes
+        what is there after this."""
+        super().create_model_card(*args, **kwargs)
+        if self.write_model_card is not None and self.is_world_process_zero():
+            self.write_model_card()

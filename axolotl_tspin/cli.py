@@ -6,7 +6,7 @@ Imports stay inside the commands: `axolotl --help` loads this module.
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -68,8 +68,7 @@ def run(config: Path, train_arguments: tuple[str, ...]) -> None:
     except TSpinError as error:
         raise click.ClickException(str(error)) from error
     except StepFailed as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(error.status if error.status > 0 else 128 - error.status)
+        _exit_as(error)
     click.echo(f"All iterations of {config} are trained; see `axolotl t-spin status {config}`.")
 
 
@@ -314,6 +313,138 @@ def compare(config: Path, rows: int | None) -> None:
         figures = [f"{figure:.2f}" for figure in (*row.logps, row.u, row.v)]
         table.add_row(str(row.iteration), row.policy, *figures, end_section=row.policy == "after")
     Console().print(table)
+
+
+@t_spin.command()
+@click.argument(
+    "configs",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="The page; its pictures also go into a folder beside it.",
+)
+@click.option(
+    "--score", is_flag=True, help="First score trained policies that were not (loads them)."
+)
+def report(configs: tuple[Path, ...], out: Path, score: bool) -> None:
+    """Write a page about CONFIGS' runs, side by side: curves, tables, samples, scores, warnings."""
+    from axolotl_tspin.diagnostics.report import write_report
+
+    try:
+        if score:
+            from axolotl_tspin.diagnostics.rescoring import score_missing
+
+            for config in configs:
+                score_missing(config)
+        written = write_report(configs, out)
+    except TSpinError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{out}, and {len(written) - 1} pictures in {written[-1].parent}")
+
+
+@t_spin.command(name="lm-eval")
+@CONFIG
+def lm_eval(config: Path) -> None:
+    """Run CONFIG's `lm_eval_tasks` on the policies of its run that lack them.
+
+    `run` does so after each iteration by itself, unless `lm_eval_post_train: false`.
+    """
+    from axolotl_tspin.loop import StepFailed, evaluate_missing
+    from axolotl_tspin.resolve import read_yaml
+
+    try:
+        raw = read_yaml(config)
+        raw["lm_eval_post_train"] = True
+        done = evaluate_missing(raw)
+    except TSpinError as error:
+        raise click.ClickException(str(error)) from error
+    except StepFailed as error:
+        _exit_as(error)
+    click.echo(f"{done} policies evaluated; see `axolotl t-spin status {config}`.")
+
+
+@t_spin.command(name="reward-check")
+@CONFIG
+@click.option("--iteration", type=click.IntRange(min=0), help="Default: the last trained one.")
+@click.option("--reward-model", metavar="MODEL", help="A sequence classification model.")
+@click.option(
+    "--answer",
+    metavar="REGEX",
+    help="Judge by a checkable answer: its first group (or all of it), last match, as in y.",
+)
+@click.option(
+    "--scores",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="*.parquet, *.jsonl or *.csv with `row` and a column for each judged response.",
+)
+@click.option("--rows", type=click.IntRange(min=3), help="Only the first scored triplets.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def reward_check(
+    config: Path,
+    iteration: int | None,
+    reward_model: str | None,
+    answer: str | None,
+    scores: Path | None,
+    rows: int | None,
+    as_json: bool,
+) -> None:
+    """Correlate the training reward of CONFIG's run with an independent judge.
+
+    The judge is one of --reward-model, --answer (`'#### (-?[0-9.,]+)'` for GSM8K) and --scores.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from axolotl_tspin.diagnostics.judges import judge_of
+    from axolotl_tspin.diagnostics.reward_check import check_rewards
+
+    try:
+        judge = judge_of(reward_model, answer, scores)
+        checked = check_rewards(config, judge, iteration=iteration, rows=rows)
+    except TSpinError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(
+            json.dumps(
+                checked._asdict() | {"correlations": [c._asdict() for c in checked.correlations]},
+                indent=2,
+            )
+        )
+        return
+    table = Table(
+        title=f"Training reward and judge ({checked.judge}): {checked.rows} triplets of iteration "
+        f"{checked.iteration}",
+        caption="Spearman's ρ and Kendall's τ, 95% intervals by bootstrap over prompts. all responses, y′ and y0: a "
+        "response's reward against the judge's score, over all prompts together; y − y′, y′ − y0: "
+        "the two differences within a prompt, which the loss trains",
+    )
+    for name in ("of", "reward"):
+        table.add_column(name, no_wrap=True)
+    for name in ("n", "ρ", "95%", "τ", "95%"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in checked.correlations:
+        table.add_row(
+            row.of,
+            row.reward,
+            str(row.n),
+            f"{row.spearman:.3f}",
+            f"{row.spearman_low:.3f} to {row.spearman_high:.3f}",
+            f"{row.kendall:.3f}",
+            f"{row.kendall_low:.3f} to {row.kendall_high:.3f}",
+        )
+    Console().print(table)
+
+
+def _exit_as(error: Any) -> NoReturn:
+    """End as a failed step's command did."""
+    click.echo(f"Error: {error}", err=True)
+    sys.exit(error.status if error.status > 0 else 128 - error.status)
 
 
 def _seconds(seconds: float | None) -> str:

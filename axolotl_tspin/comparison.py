@@ -2,18 +2,19 @@
 
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
+import numpy as np
 from axolotl.cli.config import load_cfg
-from axolotl.cli.utils.load import load_model_and_tokenizer
 
+from axolotl_tspin.diagnostics.figures import kept_scores, reference_logps
+from axolotl_tspin.diagnostics.rescoring import policy_logps
+from axolotl_tspin.diagnostics.scores import logps_of_rows
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.store import iterate_triplets
 from axolotl_tspin.layouts import RESPONSES, TripletTokens
 from axolotl_tspin.resolve import prepare_generation, read_yaml
-from axolotl_tspin.run_directory import Policy
-from axolotl_tspin.scoring import score_triplets
+from axolotl_tspin.run_directory import RunDirectory
 
 TOKEN_COLUMNS = ["prompt_ids", *(f"{name}_ids" for name in RESPONSES)]
 
@@ -75,8 +76,10 @@ def compare(config_path: Path, rows: int | None = None) -> list[Comparison]:
         ]
         for name, number in (("before", t - 1), ("after", t)):
             policy = plan.run.policy_after(number, plan.initial_policy, adapter=bool(adapter))
-            logps = _logps(cfg, policy, adapter, triplets)
-            y, s, p = logps.mean(dim=0).tolist()
+            logps = _kept_logps(plan.run, t, name, len(triplets))
+            if logps is None:
+                logps = policy_logps(cfg, policy, adapter, triplets).numpy()
+            y, s, p = logps.mean(axis=0).tolist()
             comparisons.append(Comparison(t, name, len(triplets), (y, s, p), y - s, s - p))
     return comparisons
 
@@ -87,14 +90,10 @@ def sample_of(triplets: Path, row: int = 0) -> Sample:
     return Sample(**next(islice(rows, row, None)))
 
 
-def _logps(
-    cfg: Any, policy: Policy, adapter: str | None, triplets: list[TripletTokens]
-) -> torch.Tensor:
-    """(len(triplets), 3) response log-probabilities under a policy, float64."""
-    cfg.base_model = policy.base_model
-    cfg.lora_model_dir = policy.adapter_dir
-    cfg.adapter = adapter if policy.adapter_dir else None
-    model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
-    return score_triplets(
-        model, triplets, pad_token_id=tokenizer.pad_token_id, batch_size=cfg.micro_batch_size
-    )
+def _kept_logps(run: RunDirectory, number: int, policy: str, rows: int) -> np.ndarray | None:
+    """(rows, 3) of an iteration's first triplets where they are in the run directory: scored after
+    the training, or before it as a reference."""
+    if policy == "after":
+        return logps_of_rows(kept_scores(run, number), np.arange(rows))
+    reference = reference_logps(run, number)
+    return None if reference is None else reference[:rows]

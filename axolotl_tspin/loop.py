@@ -14,6 +14,7 @@ from pathlib import Path
 from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.diagnostics.evaluation import missing_evaluations, tasks_asked_for
+from axolotl_tspin.diagnostics.model_card import write_model_card
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.resolve import RawConfig, inspect_run, read_yaml
 from axolotl_tspin.run_directory import Due, Policy
@@ -82,6 +83,8 @@ def evaluate_missing(raw: RawConfig) -> int:
         evaluation.prepare(raw)
         _call("lm-eval", str(evaluation.config))
         evaluation.finish()
+        if evaluation.iteration is not None:
+            write_model_card(run, evaluation.iteration, config)
     return len(evaluations)
 
 

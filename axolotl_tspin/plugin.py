@@ -1,6 +1,7 @@
 """The Axolotl plugin: `plugins: [axolotl_tspin.TSpinPlugin]` and `rl: t_spin`."""
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
@@ -70,16 +71,22 @@ class TSpinPlugin(BasePlugin):
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Refuses to train what is trained (`axolotl train` alone calls this hook)."""
-        self._post_train_calls = 0
-        run = _settings(cfg)
         self._post_train_calls = 0  # a process may train more than once
-        if run and run[1].already_trained:
+        run = _settings(cfg)
+        if run is None or run[1].direct:
+            return
+        if run[1].already_trained:
             raise TSpinError(
                 f"iteration {run[1].iteration} of the run in {run[1].run_dir} is trained already: "
                 f"its policy is in {cfg.output_dir}. For further iterations raise "
                 f"`t_spin.iterations` (now {run[0].iterations}); to train this one again move its "
                 "model folder and trained.json away"
             )
+        from axolotl_tspin.diagnostics.model_card import write_model_card
+
+        assert run[1].iteration is not None
+        directory = RunDirectory(run[1].run_dir)
+        trainer.write_model_card = partial(write_model_card, directory, run[1].iteration, run[0])
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:
         run = _settings(cfg)
@@ -102,6 +109,9 @@ class TSpinPlugin(BasePlugin):
         if self._post_train_calls < 2 or resolved.direct or rank() != 0:
             return
         assert resolved.iteration is not None
+        from axolotl_tspin.diagnostics.findings import findings_of_run
+        from axolotl_tspin.diagnostics.model_card import write_model_card
+
         directory = RunDirectory(resolved.run_dir)
         iteration = directory.iteration(resolved.iteration)
         iteration.check_trained()
@@ -124,19 +134,15 @@ class TSpinPlugin(BasePlugin):
             }
         )
         LOG.info("T-SPIN: iteration %s is trained", resolved.iteration)
-        self._show_findings(directory, resolved.iteration, config)
+        write_model_card(directory, resolved.iteration, config)
+        for finding in findings_of_run(directory, config):
+            if finding.iteration == resolved.iteration:
+                LOG.warning("T-SPIN: %s", finding)
         if config.keep_models != "all":
             keep = 1 if config.keep_models == "last" else config.keep_models
             dropped = directory.drop_models_before(resolved.iteration + 1 - keep)
             if dropped:
                 LOG.info("T-SPIN: keep_models: dropped the models of iterations %s", dropped)
-
-    def _show_findings(self, run: RunDirectory, number: int, config: TSpinConfig) -> None:
-        from axolotl_tspin.diagnostics.findings import findings_of_run
-
-        for finding in findings_of_run(run, config):
-            if finding.iteration == number:
-                LOG.warning("T-SPIN: %s", finding)
 
 
 def _settings(cfg: Any) -> tuple[TSpinConfig, ResolvedRun] | None:

@@ -63,6 +63,7 @@ def test_the_word_problems_are_what_the_script_makes_and_their_answers_are_right
 
 def test_there_are_the_examples_that_the_readme_names():
     assert [path.name for path in YAMLS] == [
+        "eval_paper.yml",
         "full_70b_nodes.yml",
         "lora_70b_8x80gb.yml",
         "mistral_tspin.yml",

@@ -58,8 +58,10 @@ class TaskScore(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """An evaluation that is to be run: `axolotl lm-eval` on `config`, then `finish`."""
+    """An evaluation that is to be run: `axolotl lm-eval` on `config`, then `finish`; of the initial
+    policy where `iteration` is None."""
 
+    iteration: int | None
     folder: Path
     policy: Policy
     tasks: list[str]
@@ -112,12 +114,12 @@ def missing_evaluations(
     """Of the initial policy and of every trained one that is kept: those that lack these tasks."""
     if not tasks:
         return []
-    evaluations = [Evaluation(run.path, initial, tasks)]
+    evaluations = [Evaluation(None, run.path, initial, tasks)]
     for number in range(iterations):
         iteration = run.iteration(number)
         if run.step_of(number).step == "done" and iteration.model.exists():
             policy = run.policy_after(number, initial, adapter=adapter)
-            evaluations.append(Evaluation(iteration.path, policy, tasks))
+            evaluations.append(Evaluation(number, iteration.path, policy, tasks))
     return [e for e in evaluations if _evaluated_tasks(e.folder) != tasks]
 
 

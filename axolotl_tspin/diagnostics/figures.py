@@ -18,7 +18,7 @@ from axolotl_tspin.diagnostics.scores import Scores, read_scores, rows_to_score
 from axolotl_tspin.layouts import RESPONSES
 from axolotl_tspin.metrics import SATURATED
 from axolotl_tspin.run_directory import RunDirectory, write_json
-from axolotl_tspin.tables import open_groups, read_metadata
+from axolotl_tspin.tables import open_groups, read_metadata, read_table
 
 N_GRAMS = (1, 2, 3)
 NORMAL_95 = 1.96
@@ -209,8 +209,12 @@ def iteration_figures(
     )
     policy = None
     if scores:
+        reference = reference_logps(run, number)
         policy = policy_figures(
-            scores, tokens_of_rows(triplets, rows), method_of(run, number, config)
+            scores,
+            tokens_of_rows(triplets, rows),
+            method_of(run, number, config),
+            None if reference is None else reference[rows],
         )
     return IterationFigures(
         iteration=number,
@@ -220,10 +224,20 @@ def iteration_figures(
     )
 
 
+def reference_logps(run: RunDirectory, number: int) -> np.ndarray | None:
+    """(rows, 3) of an iteration's triplets under the policy that it starts from, where its method
+    had them computed (eq. 3, 9)."""
+    path = run.reference(number, run.iteration(number).triplets("train"))
+    if not path.exists():
+        return None
+    table, _ = read_table(path)
+    return np.stack([table[name].to_numpy() for name in RESPONSES], axis=1)
+
+
 def method_of(run: RunDirectory, number: int, config: TSpinConfig) -> Method:
     """The method that an iteration was trained with."""
-    beta = run.iteration(number).training_record().get("beta", config.beta)
-    return Method(config.alpha, beta, config.loss)
+    record = run.iteration(number).training_record()
+    return Method(*(record.get(name, getattr(config, name)) for name in Method._fields))
 
 
 def write_figures(run: RunDirectory, figures: IterationFigures) -> None:

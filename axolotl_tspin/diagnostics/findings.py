@@ -98,9 +98,9 @@ def annotated_below_synthetic(figures: IterationFigures, config: TSpinConfig) ->
         "`annotated` in iteration_0/triplets/train.parquet with your data), or too little "
         "training: raise `learning_rate` or `num_epochs`"
     )
-    if has_reference(config):
+    if config.has_reference:
         cause = (
-            f"`t_spin.method: {getattr(config, 'method', '')}` rewards a response relative to a "
+            f"`t_spin.method: {config.method}` rewards a response relative to a "
             "reference policy, which allows this (figure 3 of the paper). `t_spin.method: t_spin` "
             "does not"
         )
@@ -208,7 +208,3 @@ def findings_of_run(run: RunDirectory, config: TSpinConfig) -> list[Finding]:
         [record.get("beta", config.beta) for record in records],
         config,
     )
-
-
-def has_reference(config: TSpinConfig) -> bool:
-    return bool(getattr(config, "has_reference", False))

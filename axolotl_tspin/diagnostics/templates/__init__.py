@@ -1,0 +1,19 @@
+"""The templates of the report and of the model card (jinja2)."""
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
+
+
+def template(name: str) -> Template:
+    """One of the files beside this module; names that it does not know are errors."""
+    environment = Environment(
+        loader=PackageLoader("axolotl_tspin.diagnostics.templates", ""),
+        autoescape=select_autoescape(["html.jinja"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = lambda value, digits=2: (
+        "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
+    )
+    environment.filters["percent"] = lambda value: f"{value:.0%}"
+    return environment.get_template(name)
