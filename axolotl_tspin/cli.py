@@ -420,9 +420,9 @@ def reward_check(
     table = Table(
         title=f"Training reward and judge ({checked.judge}): {checked.rows} triplets of iteration "
         f"{checked.iteration}",
-        caption="Spearman's ρ and Kendall's τ, 95% intervals by bootstrap over prompts. all responses, y′ and y0: a "
-        "response's reward against the judge's score, over all prompts together; y − y′, y′ − y0: "
-        "the two differences within a prompt, which the loss trains",
+        caption="Spearman's ρ and Kendall's τ, 95% intervals by bootstrap over prompts. all "
+        "responses, y′ and y0: a response's reward against the judge's score, over all prompts "
+        "together; y − y′, y′ − y0: the two differences within a prompt, which the loss trains",
     )
     for name in ("of", "reward"):
         table.add_column(name, no_wrap=True)

@@ -253,6 +253,7 @@ def make_trainer(case: Case, out: Any, model: nn.Module | None = None, **kwargs:
         "t_spin_beta": BETA,
         "t_spin_layout": case.layout,
         "t_spin_max_tokens_per_row": case.packed,
+        "t_spin_gradient_norms": int(case.engine == "ddp"),
     }
     triplets = case.triplets()
     collator = Collator()
@@ -270,9 +271,19 @@ def make_trainer(case: Case, out: Any, model: nn.Module | None = None, **kwargs:
 Figures = dict[str, float]
 
 
-def reference(case: Case) -> tuple[list[Figures], Figures, dict[str, torch.Tensor]]:
-    """The training of a case in one process, float64, triplet after triplet, by the plain head:
-    every step's figures, those of the evaluation afterwards, and the trained parameters."""
+class Reference(NamedTuple):
+    """Every step's figures, the norms of its gradient's two parts, the figures of the evaluation
+    afterwards, the trained parameters, and every triplet's log-probabilities under them."""
+
+    steps: list[Figures]
+    norms: list[Figures]
+    evaluation: Figures
+    parameters: dict[str, torch.Tensor]
+    scores: list[list[float]]
+
+
+def reference(case: Case) -> Reference:
+    """The training of a case in one process, float64, triplet after triplet, by the plain head."""
     policy = make_policy(case, torch.float64)
     trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
     optimizer = (
@@ -280,24 +291,47 @@ def reference(case: Case) -> tuple[list[Figures], Figures, dict[str, torch.Tenso
         if case.optimizer == "sgd"
         else torch.optim.AdamW(trained.values(), lr=LEARNING_RATE, weight_decay=0.0)
     )
-    steps = []
+    steps, norms = [], []
     triplets, size = case.triplets(), MICRO_BATCH * case.accumulation
     for start in range(0, len(triplets), size):
         batch = triplets[start : start + size]
+        norms.append(part_norms(policy, list(trained.values()), batch))
         steps.append(mean_figures(policy, batch, backward=True))
         norm = nn.utils.clip_grad_norm_(trained.values(), MAX_GRAD_NORM)
         steps[-1]["grad_norm"] = norm.item()
         optimizer.step()
         optimizer.zero_grad()
     evaluation = mean_figures(policy, triplets, backward=False)
-    return steps, evaluation, {name: parameter.detach() for name, parameter in trained.items()}
+    parameters = {name: parameter.detach() for name, parameter in trained.items()}
+    with torch.no_grad():
+        scores = [plain_logps(policy, triplet)[0].tolist() for triplet in triplets]
+    return Reference(steps, norms, evaluation, parameters, scores)
+
+
+def plain_logps(policy: nn.Module, triplet: TripletTokens) -> torch.Tensor:
+    return triplet_logps(policy, pad_triplets([triplet], pad_token_id=0), head="plain")[0]
+
+
+def part_norms(policy: nn.Module, trained: list, triplets: list[TripletTokens]) -> Figures:
+    """‖∇‖ of both terms' means over triplets."""
+    totals = [torch.zeros(()), torch.zeros(())]
+    for triplet in triplets:
+        losses = t_spin_loss(*plain_logps(policy, triplet).unbind(1), alpha=ALPHA, beta=BETA)
+        for i, term in enumerate((losses.current, BETA * losses.historical)):
+            totals[i] = totals[i] + term.sum() / len(triplets)
+    norms = {}
+    for name, total in zip(("current", "historical"), totals, strict=True):
+        gradients = torch.autograd.grad(total, trained, retain_graph=True, allow_unused=True)
+        squares = [g.double().pow(2).sum() for g in gradients if g is not None]
+        norms[f"grad_norm/{name}"] = torch.stack(squares).sum().sqrt().item()
+    return norms
 
 
 def mean_figures(policy: nn.Module, triplets: list[TripletTokens], *, backward: bool) -> Figures:
     """The triplets' means; with `backward` also the gradient of the mean loss."""
     totals: Counter[str] = Counter()
     for triplet in triplets:
-        logps, _ = triplet_logps(policy, pad_triplets([triplet], pad_token_id=0), head="plain")
+        logps = plain_logps(policy, triplet)
         losses = t_spin_loss(*logps.unbind(1), alpha=ALPHA, beta=BETA)
         if backward:
             (losses.loss.sum() / len(triplets)).backward()

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, pretend_trained, write_jsonl, write_yaml
 
@@ -102,7 +103,8 @@ def test_what_lacks_its_evaluation_is_found(make_yaml, tmp_path):
     written = yaml.safe_load(evaluation.config.read_text())
     assert written["lm_eval_model"] == str(run.iteration(0).model)
     assert written["output_dir"] == str(run.iteration(0).path)
-    assert written["lm_eval_batch_size"] == 8 and written["bf16"] is False
+    assert written["lm_eval_batch_size"] == 8
+    assert written["bf16"] is not torch.cuda.is_available(), "a CPU gets bfloat16"
     with pytest.raises(TSpinError, match="left no results"):
         evaluation.finish()
     results(run.iteration(0).path, "2026-01-01T00-00-00", results={"a": {"acc,none": 0.5}})

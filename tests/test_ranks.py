@@ -61,7 +61,7 @@ reference = functools.cache(reference)
 
 @pytest.mark.parametrize(("world", "case"), ALL)
 def test_ranks_are_as_one(trained, world: int, case: Case):
-    """Loss, gradient norm, metrics of each step, and the parameters and the evaluation at the end,
+    """Loss, gradient norm, metrics of each step, and parameters, evaluation and scores at the end,
     against one process in float64."""
     folder, ended = trained(world)
     assert ended.returncode == 0, ended.stdout[-6000:]
@@ -75,19 +75,20 @@ def test_ranks_are_as_one(trained, world: int, case: Case):
 
     tolerance = case.tolerance
     logged = max(tolerance, 1e-5)  # what is logged was float32
-    steps, evaluated, parameters = reference(
-        case._replace(engine="", layout="", packed=None, fault="")
-    )
+    expected = reference(case._replace(engine="", layout="", packed=None, fault=""))
     log = [entry for entry in done["log"] if "loss" in entry]
-    assert len(log) == len(steps) == 5
-    for entry, expected in zip(log, steps, strict=True):
-        for name, value in expected.items():
+    assert len(log) == len(expected.steps) == 5
+    for entry, step, norms in zip(log, expected.steps, expected.norms, strict=True):
+        for name, value in (step | (norms if case.engine == "ddp" else {})).items():
             assert entry[name] == pytest.approx(value, rel=logged, abs=logged), name
-    for name, value in evaluated.items():
+    for name, value in expected.evaluation.items():
         assert done["evaluation"][f"eval_{name}"] == pytest.approx(value, rel=logged, abs=logged)
 
     weights = torch.load(out / "weights.pt")
-    for name, expected in parameters.items():
+    for row, scores in enumerate(expected.scores):
+        assert done["scores"].pop(str(row)) == pytest.approx(scores, rel=logged, abs=logged)
+    assert done["scores"] == {}
+    for name, parameter in expected.parameters.items():
         torch.testing.assert_close(
-            weights[name].double(), expected, rtol=tolerance, atol=tolerance, msg=name
+            weights[name].double(), parameter, rtol=tolerance, atol=tolerance, msg=name
         )

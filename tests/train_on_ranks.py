@@ -15,6 +15,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 import torch
 import torch.distributed as dist
 from rank_cases import CASES, VOCABULARY, make_policy, make_trainer
+from test_trainer import numbered
 from transformers import PrinterCallback
 
 from axolotl_tspin import heads
@@ -53,6 +54,7 @@ def train(case, out: Path) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     evaluation = trainer.evaluate()
+    scores = trainer.score(numbered(case.triplets()))
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
         done = {
@@ -61,6 +63,7 @@ def train(case, out: Path) -> None:
             "head": trainer._choice.head,
             "log": trainer.state.log_history,
             "evaluation": evaluation,
+            "scores": scores,
         }
         out.mkdir(exist_ok=True)
         (out / "log.json").write_text(json.dumps(done))

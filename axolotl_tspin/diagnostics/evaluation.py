@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 
 from axolotl_tspin.errors import TSpinError
@@ -80,6 +81,9 @@ class Evaluation(NamedTuple):
         keys["lm_eval_model"] = self.policy.adapter_dir or self.policy.base_model
         keys["output_dir"] = str(self.folder)
         keys.setdefault("lm_eval_batch_size", 8)
+        if not torch.cuda.is_available():
+            # Axolotl asks for float16 where it is not bfloat16, which a CPU is far slower with.
+            keys["bf16"] = True
         if raw.get("revision_of_model") and keys["lm_eval_model"] == raw.get("base_model"):
             keys["revision"] = raw["revision_of_model"]
         text = yaml.safe_dump(json.loads(json.dumps(keys)), sort_keys=False)
