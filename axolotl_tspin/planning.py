@@ -182,7 +182,7 @@ def _measured_rates(run: RunDirectory, config: TSpinConfig) -> tuple[float | Non
     """Tokens a second of one sampling process, and seconds of the last training."""
     if not run.exists():
         return None, None
-    done = [row for row in run_status(run, config.iterations) if row.step == "done"]
+    done = [row for row in run_status(run, config) if row.step == "done"]
     seconds = sum(row.generation_seconds or 0.0 for row in done)
     rate = sum(row.tokens for row in done) / seconds if seconds else None
     return rate, done[-1].training_seconds if done else None

@@ -109,6 +109,7 @@ class TSpinPlugin(BasePlugin):
         if self._post_train_calls < 2 or resolved.direct or rank() != 0:
             return
         assert resolved.iteration is not None
+        from axolotl_tspin.diagnostics.figures import keep_figures
         from axolotl_tspin.diagnostics.findings import findings_of_run
         from axolotl_tspin.diagnostics.model_card import write_model_card
 
@@ -134,6 +135,7 @@ class TSpinPlugin(BasePlugin):
             }
         )
         LOG.info("T-SPIN: iteration %s is trained", resolved.iteration)
+        keep_figures(directory, resolved.iteration, config)
         write_model_card(directory, resolved.iteration, config)
         for finding in findings_of_run(directory, config):
             if finding.iteration == resolved.iteration:

@@ -74,6 +74,7 @@ def test_there_are_the_examples_that_the_readme_names():
 
 
 RANKS = {
+    "eval_paper": 8,
     "full_70b_nodes": 16,
     "lora_70b_8x80gb": 8,
     "mistral_tspin": 8,

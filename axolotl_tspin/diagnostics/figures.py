@@ -240,11 +240,6 @@ def method_of(run: RunDirectory, number: int, config: TSpinConfig) -> Method:
     return Method(*(record.get(name, getattr(config, name)) for name in Method._fields))
 
 
-def write_figures(run: RunDirectory, figures: IterationFigures) -> None:
-    path = run.iteration(figures.iteration).figures
-    write_json(path, json.loads(figures.model_dump_json()))
-
-
 def read_figures(run: RunDirectory, number: int) -> IterationFigures | None:
     """An iteration's figures as they were kept; None where they were not, or by another version."""
     try:
@@ -254,18 +249,21 @@ def read_figures(run: RunDirectory, number: int) -> IterationFigures | None:
 
 
 def run_figures(run: RunDirectory, config: TSpinConfig) -> list[IterationFigures]:
-    """Of every trained iteration; those that are not kept are computed and kept, as far as that
-    needs no policy."""
+    """Of every trained iteration; those that were not kept are computed, as far as that needs no
+    policy."""
     found = []
     for number in range(config.iterations):
         if run.step_of(number).step != "done":
             break
         figures = read_figures(run, number)
-        if figures is None:
-            figures = iteration_figures(run, number, config, kept_scores(run, number))
-            write_figures(run, figures)
-        found.append(figures)
+        found.append(figures or iteration_figures(run, number, config, kept_scores(run, number)))
     return found
+
+
+def keep_figures(run: RunDirectory, number: int, config: TSpinConfig) -> None:
+    """Compute the figures of a trained iteration, with its scores if it has any, and keep them."""
+    figures = iteration_figures(run, number, config, kept_scores(run, number))
+    write_json(run.iteration(number).figures, json.loads(figures.model_dump_json()))
 
 
 def kept_scores(run: RunDirectory, number: int) -> Scores | None:

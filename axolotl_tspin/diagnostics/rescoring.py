@@ -9,7 +9,7 @@ from axolotl.cli.utils.load import load_model_and_tokenizer
 from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.collator import triplet_tokens
-from axolotl_tspin.diagnostics.figures import iteration_figures, kept_scores, write_figures
+from axolotl_tspin.diagnostics.figures import keep_figures, kept_scores
 from axolotl_tspin.diagnostics.scores import Scores, rows_to_score, triplets_to_score, write_scores
 from axolotl_tspin.layouts import TripletTokens
 from axolotl_tspin.resolve import prepare_generation, read_yaml
@@ -56,7 +56,7 @@ def score_missing(config_path: Path) -> list[int]:
         logps = policy_logps(cfg, policy, adapter, data).numpy()
         scores = Scores(rows, logps, iteration.training_record()["policy"])
         write_scores(iteration.scores, scores, prompts_fingerprint=metadata["prompts_fingerprint"])
-        write_figures(run, iteration_figures(run, number, config, scores))
+        keep_figures(run, number, config)
         scored.append(number)
     return scored
 
