@@ -123,5 +123,5 @@ def test_special_tokens_in_the_words_do_not_end_a_response_early(tokenizer):
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=5))
 def test_many_rows_at_once_are_the_rows_one_by_one(sentencepiece_tokenizer, texts):
     encoder = TemplateEncoder(sentencepiece_tokenizer, "{prompt} Response")
-    rows = [encoder.text(t, [(t, True), (t[::-1], False)]) for t in texts]
+    rows = [encoder.text(t, [(t, True), (t[::-1], False), (t + t, True)]) for t in texts]
     assert encoder.triplets(rows) == [encoder.triplets([row])[0] for row in rows]
