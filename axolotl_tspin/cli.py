@@ -96,16 +96,17 @@ def status(config: Path, as_json: bool) -> None:
         title=f"{directory.path}: {settings.iterations} iterations",
         caption="sampled: rows with a response of this iteration, and their tokens; steps: of the "
         "optimizer; loss and the advantages u and v (nats) as logged last; gap: log π(y) − log "
-        "π(y′) under the trained policy; the trained policy is in iteration_t/model where kept",
+        "π(y′) under the trained policy; kept: whether that policy is still in iteration_t/model",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
+        pad_edge=False,
     )
     table.add_column("t")
     table.add_column("due")
     tasks = list(dict.fromkeys(task for row in rows for task in row.scores))
     for name in ("sampled", "tokens", "time", "steps", "loss", "u", "v", "gap", "time", *tasks):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("model")
+    table.add_column("kept", no_wrap=True)
     for row in rows:
         figures = (row.loss, row.current_advantage, row.historical_advantage, row.gap)
         table.add_row(
@@ -118,7 +119,7 @@ def status(config: Path, as_json: bool) -> None:
             *("" if figure is None else f"{figure:.3g}" for figure in figures),
             _seconds(row.training_seconds),
             *(f"{row.scores[task]:.3f}" if task in row.scores else "" for task in tasks),
-            "kept" if row.model else "dropped" if row.policy else "",
+            "yes" if row.model else "no" if row.policy else "",
         )
     console = Console()
     console.print(table)
