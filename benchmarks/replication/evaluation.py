@@ -1,0 +1,71 @@
+"""The data, and accuracy on held-out problems, by greedy decoding with the package's own engine."""
+
+from typing import Any
+
+from task import ANSWER, BEGIN, END, answer, problems
+
+from axolotl_tspin.config import GenerationConfig
+from axolotl_tspin.generation.engine import Request
+from axolotl_tspin.generation.transformers_engine import TransformersEngine
+from axolotl_tspin.layouts import TripletTokens
+from axolotl_tspin.scoring import score_triplets
+
+HELD_OUT = 500
+TEST, VALIDATION = 10_000, 10_001
+MAX_NEW_TOKENS = 26
+
+
+def held_out(kind: int) -> list[tuple[str, str]]:
+    """The problems of `TEST`, which results are of, or of `VALIDATION`, which settings are chosen
+    by; no training data has any of them."""
+    return problems(HELD_OUT, seed=kind)
+
+
+def annotated(count: int, seed: int) -> list[tuple[str, str]]:
+    """Annotated problems."""
+    kept = frozenset(prompt for kind in (TEST, VALIDATION) for prompt, _ in held_out(kind))
+    return problems(count, seed, exclude=kept)
+
+
+def accuracy(model: Any, tokenizer: Any, unseen: list[tuple[str, str]]) -> float:
+    """Share of the problems whose greedy solution ends in the right number."""
+    model.eval()
+    end = tokenizer.eos_token_id
+    engine = TransformersEngine(
+        model,
+        pad_token_id=tokenizer.pad_token_id,
+        sampling=GenerationConfig(temperature=0, max_new_tokens=MAX_NEW_TOKENS),
+        batch_size=250,
+    )
+    requests = [
+        Request(
+            row,
+            tokenizer(f"{BEGIN}{prompt}{ANSWER}", add_special_tokens=False)["input_ids"],
+            MAX_NEW_TOKENS,
+            seed=0,
+            stop_ids=(end,),
+        )
+        for row, (prompt, _) in enumerate(unseen)
+    ]
+    groups = (requests[i : i + 250] for i in range(0, len(requests), 250))
+    right = 0
+    for responses in engine.sample(groups):
+        for response in responses:
+            ended = response.finish_reason == "stop"
+            text = "".join(tokenizer.convert_ids_to_tokens(response.ids))
+            right += ended and answer(text) == answer(unseen[response.row][1])
+    engine.close()
+    return right / len(unseen)
+
+
+def annotated_logp(model: Any, tokenizer: Any, unseen: list[tuple[str, str]]) -> float:
+    """Mean of log π(y|x) over annotated solutions, in nats."""
+    triplets = []
+    for prompt, solution in unseen:
+        x, y = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (f"{BEGIN}{prompt}{ANSWER}", f"{solution}{END}")
+        )
+        triplets.append(TripletTokens(x, y, y, y))
+    logps = score_triplets(model, triplets, pad_token_id=tokenizer.pad_token_id, batch_size=128)
+    return logps[:, 0].mean().item()

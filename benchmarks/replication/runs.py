@@ -1,0 +1,195 @@
+"""A run of the replication: iterations through the package's own generation step and Axolotl's own
+training, in this process, each measured on held-out problems.
+
+`axolotl t-spin run` starts a process for each step; here Axolotl is imported once for hundreds of
+short ones, and two of its start-up costs are paid once. What a step does is the same.
+"""
+
+import functools
+import gc
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import axolotl.utils.config
+import datasets.arrow_dataset
+import torch
+import yaml
+from axolotl.cli.args import TrainerCliArgs
+from axolotl.cli.config import load_cfg
+from axolotl.cli.train import do_train
+from evaluation import MAX_NEW_TOKENS, TEST, VALIDATION, accuracy, annotated_logp, held_out
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from axolotl_tspin.generation.step import generate
+from axolotl_tspin.layouts import RESPONSES, TripletTokens
+from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.scoring import score_triplets
+from axolotl_tspin.tables import read_metadata, read_table
+
+# `save_to_disk` spawns a process, which imports everything again, longer than a step takes here.
+FORK = datasets.arrow_dataset.mp.get_context("fork")
+datasets.arrow_dataset.mp.get_context = lambda method=None: FORK
+
+# The schema of a configuration with our plugin, which is the same in every step.
+axolotl.utils.config.merge_input_args = functools.cache(axolotl.utils.config.merge_input_args)
+
+# Axolotl collects garbage often; what the imports made need not be looked at each time.
+gc.freeze()
+
+ROWS = 128
+"""Annotated problems of a seed (100 % of its data)."""
+
+BATCH = 8
+LOGGED = ("loss", "grad_norm", "loss/current", "loss/historical", "advantages/current")
+TOKENS = ("prompt_ids", *(f"{name}_ids" for name in RESPONSES))
+
+
+def write_data(folder: Path, rows: list[tuple[str, str]]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "annotated.jsonl"
+    with open(path, "w") as file:
+        for prompt, solution in rows:
+            turns = [("user", prompt), ("assistant", solution)]
+            messages = [{"role": role, "content": content} for role, content in turns]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+def axolotl_keys(model: Path, data: Path, out: Path, seed: int, learning_rate: float) -> dict:
+    """What all methods have in common: the paper's optimiser, schedule and one pass."""
+    return {
+        "base_model": str(model),
+        # Under SFT too, which it leaves alone: Axolotl makes its arguments once a process.
+        "plugins": ["axolotl_tspin.TSpinPlugin"],
+        "datasets": [{"path": str(data), "ds_type": "json", "type": "chat_template"}],
+        "output_dir": str(out),
+        "dataset_prepared_path": str(out.parent / "prepared"),
+        "sequence_len": 64,
+        "micro_batch_size": BATCH,
+        "gradient_accumulation_steps": 1,
+        "num_epochs": 1,
+        "learning_rate": learning_rate,
+        "optimizer": "rmsprop",
+        "weight_decay": 0.0,
+        "warmup_ratio": 0.1,
+        "lr_scheduler": "linear",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "bf16": False,
+        "fp16": False,
+        "tf32": False,
+        "attn_implementation": "sdpa",
+        "dataset_num_proc": 1,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        "seed": seed,
+    }
+
+
+def train(path: Path) -> None:
+    """`axolotl train`, in this process."""
+    do_train(load_cfg(str(path)), TrainerCliArgs())
+
+
+def measure(model: Any, tokenizer: Any, validation: bool) -> dict[str, float]:
+    """Of a policy: greedy accuracy and mean log π(y|x) on held-out problems."""
+    unseen = held_out(VALIDATION if validation else TEST)
+    return {
+        "held_out_logp": annotated_logp(model, tokenizer, unseen[:200]),
+        "accuracy": accuracy(model, tokenizer, unseen),
+    }
+
+
+def sft_run(
+    folder: Path,
+    base: Path,
+    rows: list[tuple[str, str]],
+    *,
+    seed: int,
+    iterations: int,
+    learning_rate: float,
+    validation: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Axolotl's own SFT, one pass over the annotations at a time, each starting from the last."""
+    data = write_data(folder, rows)
+    model, tokenizer = base, AutoTokenizer.from_pretrained(base)
+    for number in range(iterations):
+        out = folder / f"pass_{number}"
+        started = time.process_time()
+        if not (out / "model.safetensors").exists():
+            keys = axolotl_keys(model, data, out, seed + number, learning_rate)
+            path = folder / f"pass_{number}.yml"
+            path.write_text(yaml.safe_dump(keys | {"eot_tokens": [tokenizer.eos_token]}))
+            train(path)
+        policy = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+        figures = measure(policy, tokenizer, validation)
+        yield figures | {"iteration": number, "cpu_seconds": time.process_time() - started}
+        model = out
+
+
+def self_play_run(
+    folder: Path,
+    base: Path,
+    rows: list[tuple[str, str]],
+    *,
+    seed: int,
+    iterations: int,
+    learning_rate: float,
+    validation: bool = False,
+    generation: dict[str, Any] | None = None,
+    **t_spin: Any,
+) -> Iterator[dict[str, Any]]:
+    """The real loop; `t_spin` holds the block's other keys."""
+    keys = axolotl_keys(base, write_data(folder, rows), folder / "run", seed, learning_rate)
+    keys["rl"] = "t_spin"
+    keys["datasets"][0]["type"] = "t_spin.chat_template"
+    sampling = {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": 256} | (generation or {})
+    keys["t_spin"] = {"iterations": iterations, "generation": sampling} | t_spin
+    path = folder / "run.yml"
+    path.write_text(yaml.safe_dump(keys))
+    run, tokenizer = RunDirectory(folder / "run"), AutoTokenizer.from_pretrained(base)
+    for number in range(iterations):
+        started = time.process_time()
+        if run.step_of(number).step != "done":
+            generate(path)
+            train(path)
+        policy = AutoModelForCausalLM.from_pretrained(
+            run.iteration(number).model, dtype=torch.float32
+        )
+        figures = triplet_figures(run, number, policy)
+        figures |= measure(policy, tokenizer, validation)
+        yield figures | {"iteration": number, "cpu_seconds": time.process_time() - started}
+
+
+def triplet_figures(run: RunDirectory, number: int, policy: Any) -> dict[str, Any]:
+    """Of an iteration's triplets under the policy that it trained, and of its steps."""
+    triplets = run.iteration(number).triplets("train")
+    rows = read_table(triplets)[0].to_pylist()
+    tokens = [TripletTokens(*(row[name] for name in TOKENS)) for row in rows]
+    logps = score_triplets(policy, tokens, pad_token_id=0, batch_size=128)
+    y, s, p = logps.unbind(1)
+    told_apart = torch.tensor([t.annotated != t.synthetic for t in tokens])
+    reference = run.reference(number, triplets)
+    margin = y - s
+    if reference.exists():
+        columns = read_table(reference)[0].to_pydict()
+        frozen = [torch.tensor(columns[name]) for name in RESPONSES]
+        margin = (y - frozen[0]) - (s - frozen[1])
+    history = run.iteration(number).training_record()["log_history"]
+    steps = [entry for entry in history if "loss" in entry]
+    return {
+        "logp_annotated": y.mean().item(),
+        "logp_synthetic": s.mean().item(),
+        "logp_proto_synthetic": p.mean().item(),
+        "gap": (y - s).mean().item(),
+        "gap_positive": ((y > s) & told_apart).sum().item() / max(told_apart.sum().item(), 1),
+        # Of the triplets whose y and y′ differ: the reward's order is not the likelihood's.
+        "opposite_order": ((margin * (y - s) < 0) & told_apart).sum().item()
+        / max(told_apart.sum().item(), 1),
+        "synthetic_is_annotated": 1 - told_apart.double().mean().item(),
+        "sampled_tokens": read_metadata(triplets)["tokens"],
+        "steps": {name: [round(e[name], 5) for e in steps if name in e] for name in LOGGED},
+    }

@@ -1,0 +1,73 @@
+"""The task: a two-digit number, three digits added or taken away, worked step by step.
+
+A problem is `47+8-6+9`, its annotated solution `47+8=55,55-6=49,49+9=58`. The answer is what stands
+after the last `=`, so that a sampled solution can be checked. All results lie in 10 … 99.
+"""
+
+import random
+import re
+
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+STEPS = 3
+PAD, BEGIN, ANSWER, END = "<pad>", "<q>", "<a>", "<e>"
+CHARACTERS = "0123456789+-=,"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    + BEGIN
+    + "{{ message['content'] }}{% else %}"
+    + ANSWER
+    + "{{ message['content'] }}"
+    + END
+    + "{% endif %}{% endfor %}{% if add_generation_prompt %}"
+    + ANSWER
+    + "{% endif %}"
+)
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character."""
+    vocabulary = {token: i for i, token in enumerate([PAD, BEGIN, ANSWER, END, *CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.add_special_tokens([PAD, BEGIN, ANSWER, END])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BEGIN,
+        eos_token=END,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def problem(generator: random.Random) -> tuple[str, str]:
+    """A prompt and its worked solution."""
+    value = generator.randrange(10, 100)
+    prompt, lines = str(value), []
+    for _ in range(STEPS):
+        digit = generator.randrange(1, 10)
+        plus = value < 10 + digit or (value < 100 - digit and generator.random() < 0.5)
+        result = value + digit if plus else value - digit
+        step = f"+{digit}" if plus else f"-{digit}"
+        prompt += step
+        lines.append(f"{value}{step}={result}")
+        value = result
+    return prompt, ",".join(lines)
+
+
+def problems(count: int, seed: int, exclude: frozenset[str] = frozenset()) -> list[tuple[str, str]]:
+    """Different problems, none of which has a prompt in `exclude`."""
+    generator, found = random.Random(seed), {}
+    while len(found) < count:
+        prompt, solution = problem(generator)
+        if prompt not in exclude:
+            found[prompt] = solution
+    return list(found.items())
+
+
+def answer(solution: str) -> str | None:
+    """The last result of a solution, if it has one."""
+    match = re.search(r"=(\d+)$", solution)
+    return match.group(1) if match else None
