@@ -29,7 +29,7 @@ NAMES = {
 }
 COLOURS = dict(zip(NAMES, ("C0", "C1", "C2", "C3", "C4"), strict=True))
 
-ROWS = 128
+ROWS = 256
 """Annotated problems of a run (`runs.ROWS`)."""
 
 Record = dict[str, Any]

@@ -20,9 +20,19 @@ import yaml
 from axolotl.cli.args import TrainerCliArgs
 from axolotl.cli.config import load_cfg
 from axolotl.cli.train import do_train
-from evaluation import MAX_NEW_TOKENS, TEST, VALIDATION, accuracy, annotated_logp, held_out
+from evaluation import (
+    MAX_NEW_TOKENS,
+    MAX_NEW_TOKENS_RESTATED,
+    TEST,
+    VALIDATION,
+    accuracy,
+    annotated_logp,
+    held_out,
+)
+from task import answers_restated, restated
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from axolotl_tspin.generation.importing import import_run
 from axolotl_tspin.generation.step import generate
 from axolotl_tspin.layouts import RESPONSES, TripletTokens
 from axolotl_tspin.run_directory import RunDirectory
@@ -39,22 +49,27 @@ axolotl.utils.config.merge_input_args = functools.cache(axolotl.utils.config.mer
 # Axolotl collects garbage often; what the imports made need not be looked at each time.
 gc.freeze()
 
-ROWS = 128
+ROWS = 256
 """Annotated problems of a seed (100 % of its data)."""
 
-BATCH = 8
+BATCH = 16
 LOGGED = ("loss", "grad_norm", "loss/current", "loss/historical", "advantages/current")
 TOKENS = ("prompt_ids", *(f"{name}_ids" for name in RESPONSES))
 
 
-def write_data(folder: Path, rows: list[tuple[str, str]]) -> Path:
+def write_data(
+    folder: Path,
+    rows: list[tuple[str, str]],
+    responses: dict[str, dict[str, Any]] | None = None,
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "annotated.jsonl"
     with open(path, "w") as file:
         for prompt, solution in rows:
             turns = [("user", prompt), ("assistant", solution)]
             messages = [{"role": role, "content": content} for role, content in turns]
-            file.write(json.dumps({"messages": messages}) + "\n")
+            row = {"messages": messages} | (responses[prompt] if responses else {})
+            file.write(json.dumps(row) + "\n")
     return path
 
 
@@ -94,9 +109,14 @@ def train(path: Path) -> None:
     do_train(load_cfg(str(path)), TrainerCliArgs())
 
 
-def measure(model: Any, tokenizer: Any, validation: bool) -> dict[str, float]:
-    """Of a policy: greedy accuracy and mean log π(y|x) on held-out problems."""
+def measure(
+    model: Any, tokenizer: Any, *, validation: bool = False, shifted: bool = False
+) -> dict[str, float]:
+    """Of a policy: greedy accuracy and mean log π(y|x) on held-out problems; where annotations
+    have shifted, the accuracy counts restated answers."""
     unseen = held_out(VALIDATION if validation else TEST)
+    if shifted:
+        return {"accuracy": accuracy(model, tokenizer, unseen, answers_restated)}
     return {
         "held_out_logp": annotated_logp(model, tokenizer, unseen[:200]),
         "accuracy": accuracy(model, tokenizer, unseen),
@@ -125,7 +145,7 @@ def sft_run(
             path.write_text(yaml.safe_dump(keys | {"eot_tokens": [tokenizer.eos_token]}))
             train(path)
         policy = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-        figures = measure(policy, tokenizer, validation)
+        figures = measure(policy, tokenizer, validation=validation)
         yield figures | {"iteration": number, "cpu_seconds": time.process_time() - started}
         model = out
 
@@ -139,11 +159,20 @@ def self_play_run(
     iterations: int,
     learning_rate: float,
     validation: bool = False,
+    shifted: bool = False,
+    responses: dict[str, dict[str, Any]] | None = None,
     generation: dict[str, Any] | None = None,
     **t_spin: Any,
 ) -> Iterator[dict[str, Any]]:
-    """The real loop; `t_spin` holds the block's other keys."""
-    keys = axolotl_keys(base, write_data(folder, rows), folder / "run", seed, learning_rate)
+    """The real loop.
+
+    Args:
+        responses: by prompt, both responses that iteration 0 is to begin with (`axolotl t-spin
+            import`) instead of sampling them.
+        t_spin: the block's other keys.
+    """
+    data = write_data(folder, rows, responses)
+    keys = axolotl_keys(base, data, folder / "run", seed, learning_rate)
     keys["rl"] = "t_spin"
     keys["datasets"][0]["type"] = "t_spin.chat_template"
     sampling = {"max_new_tokens": MAX_NEW_TOKENS, "batch_size": 256} | (generation or {})
@@ -151,6 +180,8 @@ def self_play_run(
     path = folder / "run.yml"
     path.write_text(yaml.safe_dump(keys))
     run, tokenizer = RunDirectory(folder / "run"), AutoTokenizer.from_pretrained(base)
+    if responses and not run.exists():
+        import_run(path)
     for number in range(iterations):
         started = time.process_time()
         if run.step_of(number).step != "done":
@@ -160,8 +191,57 @@ def self_play_run(
             run.iteration(number).model, dtype=torch.float32
         )
         figures = triplet_figures(run, number, policy)
-        figures |= measure(policy, tokenizer, validation)
+        figures |= measure(policy, tokenizer, validation=validation, shifted=shifted)
         yield figures | {"iteration": number, "cpu_seconds": time.process_time() - started}
+
+
+def shifting_run(
+    folder: Path,
+    base: Path,
+    rows: list[tuple[str, str]],
+    *,
+    then: str,
+    seed: int,
+    iterations: int,
+    **settings: Any,
+) -> Iterator[dict[str, Any]]:
+    """Half of the iterations on `rows`; in the other half their annotations restate the answer.
+
+    Args:
+        then: "new anchor": a new run from the last policy, which samples y0 anew; "old anchor": the
+            same with the y0 of the first run; "mixed": a new anchor, and half of the old
+            annotations beside the new ones.
+    """
+    before, half = folder.parent / "before", iterations // 2
+    common = {"seed": seed, "iterations": half, **settings}
+    for _ in self_play_run(before, base, rows, **common):
+        pass
+    policy = RunDirectory(before / "run").iteration(half - 1).model
+    shifted = [(prompt, restated(solution)) for prompt, solution in rows]
+    common["generation"] = {"max_new_tokens": MAX_NEW_TOKENS_RESTATED}
+    if then == "old anchor":
+        # y′ as the run with a new anchor sampled it from the same policy.
+        new = folder.parent / "then=new anchor" / "run"
+        synthetic = responses_of(RunDirectory(new), "synthetic")
+        anchor = responses_of(RunDirectory(before / "run"), "proto_synthetic")
+        common["responses"] = {prompt: synthetic[prompt] | anchor[prompt] for prompt, _ in rows}
+        common |= {"allow_foreign": True, "historical_at_iteration_0": True}
+    mixed = rows[: len(rows) // 2] if then == "mixed" else []
+    for record in self_play_run(folder, policy, [*shifted, *mixed], shifted=True, **common):
+        yield record | {"iteration": half + record["iteration"]}
+
+
+def responses_of(run: RunDirectory, name: str) -> dict[str, dict[str, Any]]:
+    """By prompt, the columns of a response in iteration 0's triplets, as a data set has them."""
+    rows = read_table(run.iteration(0).triplets("train"))[0].to_pylist()
+    return {
+        json.loads(row["messages"])[-1]["content"]: {
+            # The character tokenizer's decoding puts spaces between characters.
+            name: row[name].replace(" ", ""),
+            f"{name}_finish_reason": row[f"{name}_finish_reason"],
+        }
+        for row in rows
+    }
 
 
 def triplet_figures(run: RunDirectory, number: int, policy: Any) -> dict[str, Any]:

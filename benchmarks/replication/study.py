@@ -2,8 +2,8 @@
 
     python benchmarks/replication/study.py STUDY WORK [--seeds 0 1 2]
 
-Studies: search (first: the others read its best settings), methods, data, grid, selection. Stopped,
-the same command goes on. Processes may share a study: different seeds or methods. Results go to
+Studies: search (first: the others read its best settings), methods, data, grid, selection, shift.
+Stopped, the same command goes on. Processes may share a study by seeds or methods. Results go to
 `results/STUDY.jsonl`.
 """
 
@@ -20,17 +20,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from evaluation import annotated
-from runs import ROWS, self_play_run, sft_run
+from runs import ROWS, self_play_run, sft_run, shifting_run
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("t_spin", "spin", "sft", "no_history", "t_spin_ref")
 ITERATIONS = 5
-SEARCH_SEED, SEARCH_ITERATIONS = 100, 1
-LEARNING_RATES = (1e-5, 3e-5, 1e-4)
-"""Searched for each method alike."""
+SEARCH_SEED, SEARCH_ITERATIONS = 100, 2
+LEARNING_RATES = (1e-5, 3e-5)
+ALPHAS = (1.0, 0.1)
+SFT_LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+"""SFT has no α; it gets as many trials as the others."""
 
-ALPHA = {"t_spin": 1.0, "no_history": 1.0, "t_spin_ref": 1.0, "spin": 0.1}
-"""As in the papers (SPIN's λ is 0.1); not searched."""
+TRIALS = 4
+"""Of each method."""
 
 GRID = (0.1, 0.3, 0.5, 1.0)
 
@@ -39,13 +41,13 @@ Arm = dict[str, Any]
 
 
 def search_arms() -> Iterator[Arm]:
-    """Iteration 0 alone: in it T-SPIN and w/o H-A are the same, so one of them stands for both."""
     for method in METHODS:
-        if method == "no_history":
+        if method == "sft":
+            yield from ({"method": method, "learning_rate": rate} for rate in SFT_LEARNING_RATES)
             continue
-        for rate in LEARNING_RATES:
-            alpha = {} if method == "sft" else {"alpha": ALPHA[method]}
-            yield {"method": method, **alpha, "learning_rate": rate}
+        for alpha in ALPHAS:
+            for rate in LEARNING_RATES:
+                yield {"method": method, "alpha": alpha, "learning_rate": rate}
 
 
 def methods_arms() -> Iterator[Arm]:
@@ -70,12 +72,18 @@ def selection_arms() -> Iterator[Arm]:
         yield best("t_spin") | {"select": select, "fraction": 0.5}
 
 
+def shift_arms() -> Iterator[Arm]:
+    for then in ("new anchor", "old anchor", "mixed"):
+        yield {"then": then, **best("t_spin")}
+
+
 STUDIES = {
     "search": search_arms,
     "methods": methods_arms,
     "data": data_arms,
     "grid": grid_arms,
     "selection": selection_arms,
+    "shift": shift_arms,
 }
 
 
@@ -86,13 +94,14 @@ def results(study: str) -> list[dict[str, Any]]:
 
 def best(method: str) -> Arm:
     """The settings with the highest accuracy on validation problems at the end of the search."""
-    searched = "t_spin" if method == "no_history" else method
-    found = [r for r in results("search") if r["arm"]["method"] == searched]
-    if len(found) != len(LEARNING_RATES):
-        raise SystemExit(
-            f"{len(found)} of {len(LEARNING_RATES)} trials of {method}: run the search first"
-        )
-    return max(found, key=lambda r: (r["accuracy"], r["held_out_logp"]))["arm"] | {"method": method}
+    found = [
+        r
+        for r in results("search")
+        if r["arm"]["method"] == method and r["iteration"] == SEARCH_ITERATIONS - 1
+    ]
+    if len(found) != TRIALS:
+        raise SystemExit(f"{len(found)} of {TRIALS} trials of {method}: search first")
+    return max(found, key=lambda r: (r["accuracy"], r["held_out_logp"]))["arm"]
 
 
 def run_arm(study: str, arm: Arm, seed: int, work: Path) -> Iterator[dict[str, Any]]:
@@ -110,6 +119,13 @@ def run_arm(study: str, arm: Arm, seed: int, work: Path) -> Iterator[dict[str, A
     rows = annotated(ROWS, seed)[: settings.pop("rows", ROWS)]
     if method == "sft":
         yield from sft_run(folder, work / "base", rows, **common)
+        return
+    if "then" in settings:
+        # The runs of a seed share what comes before the shift.
+        folder = work / study / f"seed={seed}" / f"then={settings['then']}"
+        common["iterations"] = ITERATIONS + 1
+        common.pop("validation")
+        yield from shifting_run(folder, work / "base", rows, **settings, **common)
         return
     selection = {key: settings.pop(key) for key in ("select", "fraction") if key in settings}
     yield from self_play_run(
@@ -134,6 +150,7 @@ def main() -> None:
                 r["iteration"] for r in results(args.study) if (r["arm"], r["seed"]) == (arm, seed)
             }
             last = (SEARCH_ITERATIONS if args.study == "search" else ITERATIONS) - 1
+            last += args.study == "shift"
             if last in done:
                 continue
             for record in run_arm(args.study, arm, seed, args.work.resolve()):

@@ -71,3 +71,20 @@ def answer(solution: str) -> str | None:
     """The last result of a solution, if it has one."""
     match = re.search(r"=(\d+)$", solution)
     return match.group(1) if match else None
+
+
+def restated(solution: str) -> str:
+    """The solution with its answer once more at the end: what annotations shift to in a study."""
+    return f"{solution},{answer(solution)}"
+
+
+def answers(sampled: str, solution: str) -> bool:
+    """Whether a sampled solution ends in the annotated one's answer."""
+    return answer(sampled) == answer(solution)
+
+
+def answers_restated(sampled: str, solution: str) -> bool:
+    """The same where the answer is to be restated."""
+    return answers(sampled.rpartition(",")[0], solution) and sampled.endswith(
+        f",{answer(solution)}"
+    )
