@@ -262,6 +262,25 @@ def selection() -> None:
     print("## selection\n" + table(["select", "tokens sampled", "accuracy"], rows))
 
 
+def shift() -> None:
+    records = results("shift")
+    if not records:
+        return
+    figure, ax = plt.subplots(figsize=(5.4, 3.6), layout="constrained")
+    numbers = sorted({r["iteration"] for r in records})
+    rows = []
+    for then in dict.fromkeys(r["arm"]["then"] for r in records):
+        values = by_iteration([r for r in records if r["arm"]["then"] == then], "accuracy")
+        curve(ax, values, label=then)
+        rows.append([then, *(shown(values[t]) for t in numbers)])
+    ax.set_xlabel("iteration")
+    ax.set_xticks(numbers)
+    ax.set_title("restated answers that are right, held out")
+    ax.legend()
+    save(figure, "shift")
+    print("## shift\n" + table(["after the shift", *map(str, numbers)], rows))
+
+
 def save(figure: Any, name: str) -> None:
     OUT.mkdir(exist_ok=True)
     figure.savefig(OUT / f"{name}.png", dpi=100)
@@ -269,5 +288,5 @@ def save(figure: Any, name: str) -> None:
 
 
 if __name__ == "__main__":
-    for draw in (search, methods, data, grid, selection):
+    for draw in (search, methods, data, grid, selection, shift):
         draw()
