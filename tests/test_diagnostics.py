@@ -8,13 +8,12 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from click.testing import CliRunner
 from conftest import conversations, train_here, write_jsonl, write_yaml
 from huggingface_hub import ModelCard
+from test_commands import call, refused
 from test_generation import plain_logp
 from transformers import AutoModelForCausalLM
 
-from axolotl_tspin.cli import t_spin
 from axolotl_tspin.comparison import compare
 from axolotl_tspin.diagnostics import findings
 from axolotl_tspin.diagnostics.diversity import distinct_n, repetition
@@ -45,18 +44,6 @@ T_SPIN = {
     "gradient_norms": 2,
     "generation": {"max_new_tokens": 12, "batch_size": 4, "select": "advantage", "fraction": 0.5},
 }
-
-
-def call(*arguments) -> str:
-    result = CliRunner().invoke(t_spin, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def refused(*arguments) -> str:
-    result = CliRunner().invoke(t_spin, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == 1
-    return result.output
 
 
 @pytest.fixture(scope="module")
