@@ -4,6 +4,7 @@ import functools
 import json
 import os
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -31,6 +32,13 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _an_environment_of_its_own():
+    """Axolotl sets variables of Accelerate (`torch_compile`), which later ranks would inherit."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 def conversations(rows: int) -> list[dict]:

@@ -243,6 +243,7 @@ def test_the_resolved_configuration_passes_axolotls_validation(make_yaml, direct
         "t_spin_loss": "exponential",
         "t_spin_layout": "auto",
         "t_spin_max_tokens_per_row": 512,
+        "t_spin_gradient_norms": 0,
     }
     assert plugin.get_trainer_cls(cfg).__name__ == "TSpinTrainer"
 
