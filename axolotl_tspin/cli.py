@@ -176,9 +176,10 @@ def _work_table(config: Path, planned: Any) -> Any:
         caption=f"{lengths.rows} rows; mean tokens: prompt {lengths.prompt:.0f}, annotated "
         f"{lengths.annotated:.0f}, sampled {lengths.response:.0f} "
         f"({'measured' if lengths.measured else 'at most: max_new_tokens'}). trained: tokens of "
-        f"one pass over the triplets, the prompt in each of three rows; updates: of {passes:g} "
-        f"passes with {_ranks(planned.memory.setting.ranks)}; time: of one sampling process, and "
-        "of the training, as the trained iterations took; disk: without checkpoints",
+        "one pass over the triplets, the prompt in each of three rows; updates: of "
+        f"`num_epochs: {passes:g}` with {_ranks(planned.memory.setting.ranks)}; time: of one "
+        "sampling process, and of the training, as the trained iterations took; disk: without "
+        "checkpoints",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
     )
