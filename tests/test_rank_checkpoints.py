@@ -57,10 +57,10 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(folder, tmp_path, case: 
         refused = (model / "refused.txt").read_text()
         assert "used a DP world size of 2 but the current world size is 1" in refused
         return
-    steps, _, parameters = reference(case._replace(engine=""))
+    expected = reference(case._replace(engine=""))
     losses = json.loads((model / "losses.json").read_text())
-    expected = [step["loss"] for step in steps]
-    assert losses == pytest.approx(expected, rel=max(case.tolerance, 1e-5))
+    expected_losses = [step["loss"] for step in expected.steps]
+    assert losses == pytest.approx(expected_losses, rel=max(case.tolerance, 1e-5))
 
     if case.lora:
         base = make_policy(case._replace(lora=()), case.dtype)
@@ -71,7 +71,7 @@ def test_a_killed_training_ends_as_an_uninterrupted_one(folder, tmp_path, case: 
         policy = AutoModelForCausalLM.from_pretrained(model, dtype=case.dtype)
         trained = Policy(str(model))
     loaded = dict(policy.named_parameters())
-    for name, expected_parameter in parameters.items():
+    for name, expected_parameter in expected.parameters.items():
         torch.testing.assert_close(
             loaded[name].double(),
             expected_parameter,
