@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from test_trainer import make_trainer, make_triplets
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from axolotl_tspin import heads
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.layouts import TripletTokens, pack_triplets, pad_triplets
+from axolotl_tspin.layouts import TripletTokens, attention, pack_triplets, pad_triplets
 from axolotl_tspin.layouts.attention import (
     STRUCTURED,
     StructuredMask,
@@ -264,6 +264,30 @@ def test_both_visibilities_are_the_rule_spelled_out():
             end = spans[-1].end
             torch.testing.assert_close(ours[row, :end], flex[row, :end])
             assert ours[row, end:].eq(0).all()
+
+
+@pytest.mark.parametrize("window", [None, 150])
+def test_a_block_mask_is_the_librarys_without_its_dense_mask(window, monkeypatch):
+    monkeypatch.setattr(attention, "MASK_QUERIES", 2 * attention.BLOCK)
+    triplets = [
+        TripletTokens(*([1] * length for length in lengths))
+        for lengths in [(300, 40, 290, 1), (20, 180, 10, 200), (170, 1, 2, 3)]
+    ]
+    batch = pack_triplets(triplets, pad_token_id=0, max_tokens_per_row=900)
+    rows, length = batch["layout"].rows, batch["input_ids"].shape[1]
+    assert len(rows) == 2 and length % attention.BLOCK
+    ours = block_mask(rows, length, window, torch.device("cpu"))
+    visible = visibility(rows, length, window, "cpu")
+    theirs = create_block_mask(visible, len(rows), None, length, length, device="cpu")
+    for name in ("kv_num_blocks", "full_kv_num_blocks", "q_num_blocks", "full_q_num_blocks"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    for name in ("kv", "full_kv", "q", "full_q"):
+        numbers = getattr(ours, f"{name}_num_blocks")
+        used = torch.arange(numbers.shape[-1]) < numbers[..., None]
+        indices = (getattr(mask, f"{name}_indices")[used] for mask in (ours, theirs))
+        assert torch.equal(*indices), name
+    assert ours.full_kv_num_blocks.sum() > 0 or window
+    assert ours.shape == theirs.shape and ours.BLOCK_SIZE == theirs.BLOCK_SIZE
 
 
 HYBRIDS = {

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -25,6 +25,12 @@ from axolotl_tspin.layouts.triplets import TripletSpan
 STRUCTURED = "t_spin"
 """The name of this attention: `model.set_attn_implementation(STRUCTURED)`. Outside
 `structured_attention` it is transformers' `sdpa`."""
+
+BLOCK = 128
+"""FlexAttention's own block size."""
+
+MASK_QUERIES = 8 * BLOCK
+"""Queries whose visibility is worked out at a time."""
 
 Rows = tuple[tuple[TripletSpan, ...], ...]
 
@@ -179,9 +185,38 @@ def causal_mask(queries: int, keys: int, window: int | None, device: torch.devic
 
 
 def block_mask(rows: Rows, length: int, window: int | None, device: torch.device) -> BlockMask:
-    """The same visibility for FlexAttention."""
+    """The same visibility for FlexAttention.
+
+    What `create_block_mask` returns, counted `MASK_QUERIES` at a time: that function holds the
+    dense mask, quadratic in a row of packed triplets.
+    """
     visible = visibility(rows, length, window, device)
-    return create_block_mask(visible, len(rows), None, length, length, device=str(device))
+    blocks = -(-length // BLOCK)
+    keys = torch.arange(blocks * BLOCK, device=device)
+    inside = keys < length
+    keys = keys.clamp(max=length - 1)
+    seen = torch.zeros(len(rows), 1, blocks, blocks, dtype=torch.int32, device=device)
+    for row in range(len(rows)):
+        for first in range(0, blocks * BLOCK, MASK_QUERIES):
+            queries = slice(first, first + MASK_QUERIES)
+            mask = visible(row, 0, keys[queries, None], keys[None])
+            mask &= inside[queries, None] & inside[None]
+            counts = mask.view(-1, BLOCK, blocks, BLOCK).sum(dim=(1, 3))
+            seen[row, 0, first // BLOCK : first // BLOCK + len(counts)] = counts
+    full = seen == BLOCK * BLOCK
+    return BlockMask.from_kv_blocks(
+        *_ordered((seen > 0) & ~full),
+        *_ordered(full),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=visible,
+        seq_lengths=(length, length),
+    )
+
+
+def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks a row of blocks has, and their columns before the others."""
+    columns = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(dim=-1, dtype=torch.int32), columns.int()
 
 
 def visibility(rows: Rows, length: int, window: int | None, device: torch.device | str) -> Any:
