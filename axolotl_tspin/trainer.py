@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import statistics
 from collections.abc import Iterator, Sized
 from typing import Any
 
@@ -53,7 +54,7 @@ class TripletTrainer(Trainer):
         self._eval_means = RunningMeans()
         self._scored: list[tuple[Tensor, Tensor]] | None = None
         self._gradient_parts: GradientParts | None = None
-        self._gradient_norms: dict[str, float] = {}
+        self._gradient_norms: list[dict[str, float]] = []
         self._layout_is_checked = False
         self._plain_attention = ""
         self._choice = choose_layout(
@@ -176,9 +177,8 @@ class TripletTrainer(Trainer):
             self._scored.append((scored[0].cpu(), scored[1].cpu()))
         metrics = {"loss": outputs["loss"].float(), **outputs["metrics"]}
         # gather_for_metrics drops the rows that were repeated to fill the last batch of a rank.
-        self._eval_means.add(
-            {name: self.accelerator.gather_for_metrics(value) for name, value in metrics.items()}
-        )
+        gathered = self.accelerator.gather_for_metrics(torch.stack([*metrics.values()], dim=1))
+        self._eval_means.add(dict(zip(metrics, gathered.unbind(dim=1), strict=True)))
         return loss, None, None
 
     def evaluation_loop(
@@ -209,8 +209,9 @@ class TripletTrainer(Trainer):
         totals = self._train_means.totals()
         if "loss" in logs and totals is not None:
             logs.update(self._train_means.means(self.accelerator.reduce(totals, reduction="sum")))
-            logs.update(self._gradient_norms)
-            self._gradient_norms = {}
+            for name in self._gradient_norms[0] if self._gradient_norms else ():
+                logs[name] = statistics.fmean(norms[name] for norms in self._gradient_norms)
+            self._gradient_norms = []
         # Axolotl 0.19 adds exp(loss); a triplet loss has no perplexity.
         for name in ("ppl", "eval_ppl"):
             logs.pop(name, None)
@@ -306,7 +307,7 @@ class TripletTrainer(Trainer):
                 lambda gradient: self.accelerator.reduce(gradient, reduction="mean")
             )
             self._gradient_parts = None
-            self._gradient_norms = {f"grad_norm/{part}": norm for part, norm in norms.items()}
+            self._gradient_norms.append({f"grad_norm/{part}": norm for part, norm in norms.items()})
 
     def _tell_collators(self) -> None:
         for collator in (self.data_collator, getattr(self, "eval_data_collator", None)):

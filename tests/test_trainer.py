@@ -263,6 +263,26 @@ def test_measuring_gradients_every_other_step_changes_nothing_in_the_training(tm
         assert a.equal(b)
 
 
+def test_a_log_entry_has_the_mean_of_the_gradient_norms_since_the_last(tmp_path):
+    def logged(interval):
+        trainer = make_trainer(
+            tmp_path / str(interval),
+            make_triplets(8),
+            2,
+            1,
+            logging_steps=interval,
+            t_spin_gradient_norms=1,
+        )
+        trainer.train()
+        entries = [e for e in trainer.state.log_history if "grad_norm/current" in e]
+        return [[e["grad_norm/current"], e["grad_norm/historical"]] for e in entries]
+
+    every, [first, second] = torch.tensor(logged(1)), torch.tensor(logged(2))
+    assert len(every) == 4
+    torch.testing.assert_close(torch.tensor([*first]), every[:2].mean(dim=0))
+    torch.testing.assert_close(torch.tensor([*second]), every[2:].mean(dim=0))
+
+
 def test_gradient_norms_are_refused_where_they_cannot_be_right(tmp_path):
     with pytest.raises(TSpinError, match="fp16 gradients underflow"):
         make_trainer(tmp_path, make_triplets(2), 2, 1, fp16=True, t_spin_gradient_norms=1)
