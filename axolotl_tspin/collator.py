@@ -1,5 +1,6 @@
 """From the rows of a tokenised triplet data set to a batch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,24 @@ def triplet_tokens(row: dict[str, Any]) -> TripletTokens:
     (the two columns that Axolotl's own filters need); `synthetic_ids` and `proto_synthetic_ids`
     hold the other responses.
     """
-    input_ids, labels = row["input_ids"], row["labels"]
-    prompt_length = sum(label == IGNORE_INDEX for label in labels)
-    return TripletTokens(
-        prompt=input_ids[:prompt_length],
-        annotated=input_ids[prompt_length:],
-        synthetic=row["synthetic_ids"],
-        proto_synthetic=row["proto_synthetic_ids"],
-    )
+    prompt, annotated = prompt_and_annotated(row)
+    return TripletTokens(prompt, annotated, row["synthetic_ids"], row["proto_synthetic_ids"])
+
+
+def prompt_and_annotated(row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """A row's `input_ids`, parted where its `labels` begin."""
+    prompt_length = sum(label == IGNORE_INDEX for label in row["labels"])
+    return row["input_ids"][:prompt_length], row["input_ids"][prompt_length:]
+
+
+def needed_pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokenizer's pad token; TSpinError where it has none."""
+    if tokenizer.pad_token_id is None:
+        raise TSpinError(
+            "the tokenizer has no pad token; name one in the YAML: special_tokens: "
+            "{pad_token: <a token of the vocabulary>}"
+        )
+    return tokenizer.pad_token_id
 
 
 @dataclass
@@ -50,11 +61,7 @@ class TripletCollator:
     max_tokens_per_row: int | None = None
 
     def __post_init__(self) -> None:
-        if self.tokenizer.pad_token_id is None:
-            raise TSpinError(
-                "the tokenizer has no pad token; name one in the YAML: special_tokens: "
-                "{pad_token: <a token of the vocabulary>}"
-            )
+        needed_pad_token_id(self.tokenizer)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         missing = {"input_ids", "labels", "synthetic_ids", "proto_synthetic_ids"} - set(rows[0])

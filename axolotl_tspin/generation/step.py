@@ -17,8 +17,8 @@ from axolotl.utils.logging import get_logger
 from transformers import PreTrainedTokenizerBase
 
 from axolotl_tspin import __version__
+from axolotl_tspin.collator import needed_pad_token_id
 from axolotl_tspin.config import GenerationConfig
-from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.fingerprints import policy_fingerprint
 from axolotl_tspin.generation.blocks import rows_done
 from axolotl_tspin.generation.engine import Engine
@@ -163,14 +163,9 @@ def load_engine(
 
         policy = load_policy(cfg)
         tokenizer = policy.tokenizer
-        if tokenizer.pad_token_id is None:
-            raise TSpinError(
-                "the tokenizer has no pad token; name one in the YAML: special_tokens: "
-                "{pad_token: <a token of the vocabulary>}"
-            )
         engine = TransformersEngine(
             policy.model,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=needed_pad_token_id(tokenizer),
             sampling=config,
             batch_size=batch_size_for(policy.model, config.batch_size, cfg.sequence_len),
         )

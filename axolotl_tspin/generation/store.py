@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from axolotl_tspin.collator import prompt_and_annotated
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.run_directory import digest
 from axolotl_tspin.tables import (
@@ -148,9 +149,7 @@ def freeze_prompts(path: Path, rows: Iterable[Mapping[str, Any]], count: int) ->
     with TableWriter(path, PROMPTS_SCHEMA) as writer:
         block: list[dict[str, Any]] = []
         for number, row in enumerate(rows):
-            prompt_length = sum(label == -100 for label in row["labels"])
-            prompt_ids = row["input_ids"][:prompt_length]
-            annotated_ids = row["input_ids"][prompt_length:]
+            prompt_ids, annotated_ids = prompt_and_annotated(row)
             fingerprint.update(digest([prompt_ids, annotated_ids]).encode())
             block.append(
                 {
