@@ -6,7 +6,14 @@ The README's table of keys is held to these fields by a test.
 import difflib
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 def nearest_key_message(key: str, known: list[str], where: str) -> str:
@@ -19,7 +26,16 @@ def nearest_key_message(key: str, known: list[str], where: str) -> str:
 class StrictModel(BaseModel):
     """A model whose unknown keys are errors that name the nearest known key."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic takes true for 1: `keep_models: true` would drop all models but one.
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError(f"`{str(value).lower()}` is neither a number nor text; give a value")
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -119,6 +135,11 @@ class GenerationConfig(StrictModel):
             raise ValueError(
                 "`fraction` has no effect with `select: all`; use `select: fraction` or `advantage`"
             )
+        if self.select != "all" and self.fraction == 1.0:
+            raise ValueError(
+                f"`select: {self.select}` with `fraction: 1.0` takes all prompts; give the "
+                "`fraction` of them that is to be sampled for"
+            )
         if self.backend == "server" and not self.servers:
             raise ValueError("`backend: server` needs `servers`, a list of base URLs")
         if self.shard and int(self.shard.split("/")[0]) >= int(self.shard.split("/")[1]):
@@ -207,7 +228,7 @@ class TSpinConfig(StrictModel):
         default=0,
         ge=0,
         description="Every so many optimizer steps, log ‖∇L‖ of the current and of the historical "
-        "term (two more passes in that step); 0: never.",
+        "term (two more passes in that step; a log entry has the mean since the last); 0: never.",
     )
     allow_foreign: bool = Field(
         default=False,

@@ -12,6 +12,8 @@ OTHER_WEIGHTS = (
     "beforehand and start from that model"
 )
 
+NOISE = "its noise is scaled by the length of a row, and a row holds several responses here"
+
 REFUSED = {
     "sample_packing": ONE_BATCH,
     "eval_sample_packing": ONE_BATCH,
@@ -34,8 +36,8 @@ REFUSED = {
     "label_smoothing_factor": OWN_LOSS,
     "processor_type": "multimodal data is not supported yet",
     "use_pose": "a response's positions go on from its prompt's",
-    "neftune_noise_alpha": "its noise is scaled by the length of a row, and a row holds several "
-    "responses here",
+    "neftune_noise_alpha": NOISE,
+    "noisy_embedding_alpha": NOISE,
     "reinit_weights": "every iteration would start from random weights",
     "fix_untrained_tokens": OTHER_WEIGHTS,
     "qat": OTHER_WEIGHTS,
@@ -122,7 +124,9 @@ def loses_small_steps(cfg: Mapping[str, Any]) -> bool:
     Axolotl loads a policy in bfloat16 and without DeepSpeed optimizes these weights themselves. A
     weight of 0.02, an ordinary one, then moves by 1.2e-4 or not at all.
     """
-    bfloat16 = cfg.get("bf16") in (True, "auto", "full", "true") or cfg.get("bfloat16")
+    other = cfg.get("fp16") or cfg.get("float16")
+    default = False if other else "auto"  # Axolotl's
+    bfloat16 = cfg.get("bf16", default) in (True, "auto", "full", "true") or cfg.get("bfloat16")
     # optimi's optimizers carry the rest over (Kahan), others round at random by an argument.
     rest_is_kept = str(cfg.get("optimizer")).startswith("optimi_") or cfg.get("optim_args")
     exact = cfg.get("deepspeed") or cfg.get("adapter") or rest_is_kept

@@ -75,7 +75,10 @@ class TSpinPlugin(BasePlugin):
         run = _settings(cfg)
         if run is None or run[1].direct:
             return
-        if run[1].already_trained:
+        assert run[1].iteration is not None
+        directory = RunDirectory(run[1].run_dir)
+        # A step repeated with its train.yml does not know what was trained since.
+        if run[1].already_trained or directory.step_of(run[1].iteration).step == "done":
             raise TSpinError(
                 f"iteration {run[1].iteration} of the run in {run[1].run_dir} is trained already: "
                 f"its policy is in {cfg.output_dir}. For further iterations raise "
@@ -84,8 +87,6 @@ class TSpinPlugin(BasePlugin):
             )
         from axolotl_tspin.diagnostics.model_card import write_model_card
 
-        assert run[1].iteration is not None
-        directory = RunDirectory(run[1].run_dir)
         trainer.write_model_card = partial(write_model_card, directory, run[1].iteration, run[0])
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[TrainerCallback]:

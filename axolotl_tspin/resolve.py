@@ -27,8 +27,16 @@ from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.fingerprints import policy_fingerprint
 from axolotl_tspin.generation.store import Prompts, check_reference, check_triplets
 from axolotl_tspin.ranks import rank
-from axolotl_tspin.run_directory import Due, Policy, RunDirectory, digest, write_atomically
+from axolotl_tspin.run_directory import (
+    Due,
+    Iteration,
+    Policy,
+    RunDirectory,
+    digest,
+    write_atomically,
+)
 from axolotl_tspin.strategies import DATASET_KEYS, PUBLIC_STRATEGIES
+from axolotl_tspin.tables import read_metadata
 
 LOG = get_logger(__name__)
 
@@ -173,7 +181,15 @@ def prepare_training(cfg: RawConfig) -> str:
     policy = run.policy_after(due.iteration - (not done), initial, adapter=adapter)
     foreign = [] if done else _check_triplets(cfg, config, run, due.iteration, policy)
     _resolve(
-        cfg, config, "train", run, initial, due.iteration, already_trained=done, foreign=foreign
+        cfg,
+        config,
+        "train",
+        run,
+        initial,
+        due.iteration,
+        responses_differ=_responses_differ(iteration),
+        already_trained=done,
+        foreign=foreign,
     )
     files = []
     for split, key in (("train", "datasets"), ("test", "test_datasets")):
@@ -228,8 +244,12 @@ def prepare_generation(cfg: RawConfig) -> GenerationPlan:
         run.check_identity(identity)
     elif _have_responses(cfg, "datasets", config):
         raise TSpinError(
-            "nothing to generate: the data sets already have the columns "
-            f"'{config.field_synthetic}' and '{config.field_proto_synthetic}'. Run `axolotl train`"
+            "nothing to generate: the data sets already have their responses (the columns "
+            f"'{config.field_synthetic}' and '{config.field_proto_synthetic}', or SPIN's "
+            "`generated`). Train on them as they are with `axolotl train`, or begin a run with "
+            "them with `axolotl t-spin import`. To sample from your own policy instead, leave "
+            "these columns out, or read SPIN's rows with `type: t_spin.chat_template` and "
+            "`field_messages: real`"
         )
     due = run.due(config.iterations, config.iteration)
     policy = run.policy_after(due.iteration - 1, initial, adapter=bool(cfg.get("adapter")))
@@ -270,6 +290,21 @@ def prepare_import(cfg: RawConfig) -> GenerationPlan:
     revision = cfg.get("revision_of_model")
     due = Due(0, "generate")
     return GenerationPlan(config, run, due, initial, initial, revision, identity, with_test)
+
+
+def _responses_differ(iteration: Iteration) -> bool:
+    """Whether imported triplets have other synthetic than proto-synthetic responses."""
+    metadata = read_metadata(iteration.triplets("train"), verify=False)
+    return metadata.get("synthetic_is_not_proto_synthetic", 0) > 0
+
+
+def _refuse_shared_evaluation(cfg: RawConfig, config: TSpinConfig) -> None:
+    if config.history_window and cfg.get("val_set_size"):
+        raise TSpinError(
+            f"`val_set_size` with `t_spin.history_window: {config.history_window}`: a prompt is in "
+            "the triplets of several iterations, so that it would be trained on and evaluated; "
+            "give the evaluation a data set of its own with `test_datasets`"
+        )
 
 
 def check_start_policy(
@@ -346,6 +381,7 @@ def _begin(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory, Policy, dict[str,
     """What both tasks do first: check the YAML, and take T-SPIN's own names out of it."""
     config = parse_t_spin(cfg)
     refuse_contradictions(cfg)
+    _refuse_shared_evaluation(cfg, config)
     for key in ("base_model", "output_dir", "datasets", "sequence_len"):
         if not cfg.get(key):
             raise TSpinError(f"`{key}` is missing from the YAML; `rl: t_spin` needs it")
@@ -365,11 +401,17 @@ def _resolve(
     run: RunDirectory,
     initial: Policy,
     iteration: int | None,
+    *,
+    responses_differ: bool = False,
     **flags: Any,
 ) -> None:
-    """Leave the outcome in `t_spin.resolved` and take `rl` away."""
+    """Leave the outcome in `t_spin.resolved` and take `rl` away.
+
+    Args:
+        responses_differ: y′ is not y0 in iteration 0's triplets, which were imported so.
+    """
     beta = config.beta if config.has_history else 0.0
-    if iteration == 0 and beta and not config.historical_at_iteration_0:
+    if iteration == 0 and beta and not (responses_differ or config.historical_at_iteration_0):
         beta = 0.0
         if task == "train":
             LOG.info(

@@ -172,6 +172,23 @@ def test_an_export_of_spin_begins_a_run_by_import(run, make_yaml, tmp_path):
     assert raw.t_spin["resolved"]["foreign"], "what was accepted is recorded"
 
 
+def test_imported_responses_that_differ_keep_the_historical_term(make_yaml, tmp_path):
+    """At iteration 0 too: its v is not 0 there."""
+    rows = [
+        row | {"synthetic": f"It is {i}.", "proto_synthetic": "It is 0."}
+        for i, row in enumerate(conversations(4))
+    ]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    path = make_yaml(
+        datasets=[{"path": str(data), "type": "t_spin.chat_template"}],
+        t_spin={"beta": 0.3, "allow_foreign": True},
+    )
+    call("import", path)
+    prepare_training(raw := read_yaml(path))
+    assert raw.t_spin["resolved"]["iteration"] == 0
+    assert raw.t_spin["resolved"]["beta"] == 0.3
+
+
 def test_a_data_set_without_responses_is_not_imported(make_yaml, tmp_path):
     rows = write_jsonl(tmp_path / "rows.jsonl", conversations(3))
     path = make_yaml(datasets=[{"path": str(rows), "type": "t_spin.chat_template"}])

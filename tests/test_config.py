@@ -36,6 +36,11 @@ def test_the_defaults_are_the_papers():
         ({"iterations": 3, "iteration": 3}, r"not one of the run's 3 iterations \(0 to 2\)"),
         ({"generation": {"top_p": 0}}, r"t_spin\.generation\.top_p: "),
         ({"generation": {"backend": "magic"}}, r"t_spin\.generation\.backend: "),
+        ({"keep_models": True}, r"t_spin\.keep_models: `true` is neither a number nor text"),
+        ({"history_window": True}, r"t_spin\.history_window: `true`"),
+        ({"generation": {"batch_size": False}}, r"generation\.batch_size: `false`"),
+        ({"alpha": float("inf")}, r"t_spin\.alpha: .*finite"),
+        ({"generation": {"select": "advantage"}}, r"`fraction: 1\.0` takes all prompts"),
     ],
 )
 def test_a_bad_block_is_refused_by_name(block, message):

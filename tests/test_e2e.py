@@ -86,6 +86,10 @@ def test_two_iterations_from_one_yaml(make_yaml, tmp_path):
     refused = train(path, check=False)
     assert "iteration 1 of the run in" in refused and "is trained already" in refused
     assert after.keys() == load_file(run.iteration(1).model / "model.safetensors").keys()
+    trained_at = (run.iteration(0).model / "model.safetensors").stat().st_mtime
+    again = train(run.iteration(0).training_config, check=False)
+    assert "iteration 0 of the run in" in again and "is trained already" in again
+    assert (run.iteration(0).model / "model.safetensors").stat().st_mtime == trained_at
     axolotl("evaluate", path, "--launcher", "python")
     summary = (run.iteration(1).model / "eval_summary.csv").read_text()
     assert "rewards/margins" in summary and "logps/annotated" in summary

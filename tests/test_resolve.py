@@ -11,7 +11,7 @@ from axolotl.utils.dict import DictDefault
 from conftest import WORD_PROBLEMS, conversations, pretend_trained, write_jsonl
 
 from axolotl_tspin import TSpinPlugin
-from axolotl_tspin.contradictions import SMALLEST_BFLOAT16_RATE
+from axolotl_tspin.contradictions import SMALLEST_BFLOAT16_RATE, loses_small_steps
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.step import generate
 from axolotl_tspin.plugin import _settings
@@ -172,6 +172,7 @@ def test_a_stopped_training_resumes_from_its_last_complete_checkpoint(make_yaml,
         ({"peft_init_lora_weights": "pissa_niter_4"}, "`peft_init_lora_weights: pissa_niter_4`"),
         ({"peft": {"loftq_config": {"loftq_bits": 4}}}, "`peft.loftq_config`"),
         ({"neftune_noise_alpha": 5}, "`neftune_noise_alpha`"),
+        ({"noisy_embedding_alpha": 5}, "`noisy_embedding_alpha`"),
         ({"qat": {"weight_dtype": "int8"}}, "`qat`.*start from that model"),
         ({"accelerator_config": {"dispatch_batches": True}}, "`accelerator_config.dispatch"),
         ({"output_dir": None}, "`output_dir` is missing"),
@@ -184,6 +185,10 @@ def test_a_stopped_training_resumes_from_its_last_complete_checkpoint(make_yaml,
             r"'field_promt' is not a key of `datasets\[0\]`; did you mean 'field_prompt'",
         ),
         ({"t_spin": {"betta": 1}}, "did you mean 'beta'"),
+        (
+            {"t_spin": {"history_window": 1}, "val_set_size": 0.1},
+            "a prompt is in the triplets of several iterations.*`test_datasets`",
+        ),
     ],
 )
 def test_contradictions_and_unknown_keys_are_refused(make_yaml, keys, message):
@@ -214,6 +219,11 @@ def test_settings_that_do_not_do_what_they_seem_to_are_warned_of(
     warnings = [r.getMessage() for r in caplog.records if r.name == "axolotl_tspin.resolve"]
     assert len(warnings) == (says is not None)
     assert says is None or says in warnings[0]
+
+
+def test_bf16_is_axolotls_default():
+    assert loses_small_steps({"learning_rate": 5e-7})
+    assert not loses_small_steps({"learning_rate": 5e-7, "fp16": True})
 
 
 def test_bfloat16_weights_do_not_take_small_steps():

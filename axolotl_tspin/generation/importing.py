@@ -57,6 +57,7 @@ def _write_triplets(
     prompts = Prompts(run.prompts(split))
     iterator = iter(rows)
     counts = {"sampled": 0, "kept": 0, "copied": 0, "tokens": 0, "seconds": 0.0}
+    differ = 0
     engine = f"imported (datasets {importlib.metadata.version('datasets')})"
     with TableWriter(run.iteration(0).triplets(split), TRIPLETS_SCHEMA) as writer:
         for block in prompts.blocks:
@@ -64,6 +65,7 @@ def _write_triplets(
             columns = {name: table[name] for name in table.column_names}
             taken = [next(iterator) for _ in range(table.num_rows)]
             ends = table["end_id"].to_pylist()
+            differ += sum(row["synthetic_ids"] != row["proto_synthetic_ids"] for row in taken)
             for name in ("synthetic", "proto_synthetic"):
                 responses = [
                     _response(row[f"{name}_ids"], end, tokenizer, source, engine)
@@ -81,6 +83,7 @@ def _write_triplets(
                 "prompts_fingerprint": prompts.fingerprint,
                 "rows": prompts.rows,
                 "block_rows": prompts.block_rows,
+                "synthetic_is_not_proto_synthetic": differ,
                 "finish_reasons": {},
             }
         )
