@@ -58,6 +58,8 @@ def run(config: Path, train_arguments: tuple[str, ...]) -> None:
 
         axolotl t-spin run run.yml --launcher torchrun -- --nproc_per_node 8
 
+    With torchrun, transformers samples in as many processes too (vLLM has its own key for that).
+
     Stopped at any point, a second call goes on.
     """
     from axolotl_tspin.loop import StepFailed

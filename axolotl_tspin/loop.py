@@ -4,6 +4,7 @@ Each step is the command that a user would type, in a process of its own, so tha
 free for the next one and a crash takes nothing with it.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from axolotl.utils.logging import get_logger
 
+from axolotl_tspin.config import TSpinConfig
 from axolotl_tspin.diagnostics.evaluation import missing_evaluations, tasks_asked_for
 from axolotl_tspin.diagnostics.model_card import write_model_card
 from axolotl_tspin.errors import TSpinError
@@ -21,7 +23,7 @@ from axolotl_tspin.run_directory import Due, Policy
 
 LOG = get_logger(__name__)
 
-AXOLOTL = [sys.executable, "-m", "axolotl.cli.main"]
+AXOLOTL = ["-m", "axolotl.cli.main"]
 
 
 class StepFailed(Exception):
@@ -36,7 +38,8 @@ def run(config_path: Path, train_arguments: Sequence[str] = ()) -> None:
     """Do what is left of a run. Called again after any interruption, it goes on.
 
     Args:
-        train_arguments: for `axolotl train`, such as `--launcher torchrun -- --nproc_per_node 8`.
+        train_arguments: for `axolotl train`, such as `--launcher torchrun -- --nproc_per_node 8`;
+            see `generation_launcher` for what they do to the sampling.
 
     Raises:
         StepFailed: a step failed.
@@ -59,9 +62,26 @@ def run(config_path: Path, train_arguments: Sequence[str] = ()) -> None:
         last = config.iterations - 1
         LOG.info("T-SPIN: iteration %s of 0 to %s: %s", due.iteration, last, due.step)
         if due.step == "generate":
-            _call("t-spin", "generate", str(config_path))
+            launcher = generation_launcher(raw, config, train_arguments)
+            _call("t-spin", "generate", str(config_path), launcher=launcher)
         else:
             _call("train", str(config_path), *train_arguments)
+
+
+def generation_launcher(
+    raw: RawConfig, config: TSpinConfig, train_arguments: Sequence[str]
+) -> list[str]:
+    """What starts the sampling processes: nothing for one process; where torchrun starts the
+    training and transformers samples, torchrun in the same way, so that every GPU samples its
+    share of the prompts."""
+    arguments = list(train_arguments)
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    options = " ".join(arguments[:split]).replace("=", " ").split()
+    by_torchrun = ("--launcher", "torchrun") in itertools.pairwise(options)
+    one_process = raw.get("use_ray") or config.generation.shard
+    if config.generation.backend != "transformers" or not by_torchrun or one_process:
+        return []
+    return ["-m", "torch.distributed.run", *arguments[split + 1 :]]
 
 
 def evaluate_missing(raw: RawConfig) -> int:
@@ -88,12 +108,14 @@ def evaluate_missing(raw: RawConfig) -> int:
     return len(evaluations)
 
 
-def _call(*arguments: str) -> None:
-    shown = " ".join(["axolotl", *arguments])
+def _call(*arguments: str, launcher: Sequence[str] = ()) -> None:
+    shown = " ".join(["python", *launcher, *AXOLOTL] if launcher else ["axolotl"])
+    shown = " ".join([shown, *arguments])
     started = time.monotonic()
     # Axolotl starts the harness by its name.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    status = subprocess.run([*AXOLOTL, *arguments], env=os.environ | {"PATH": path}).returncode
+    command = [sys.executable, *launcher, *AXOLOTL, *arguments]
+    status = subprocess.run(command, env=os.environ | {"PATH": path}).returncode
     if status != 0:
         raise StepFailed(shown, status)
     LOG.info("T-SPIN: `%s` took %.0f s", shown, time.monotonic() - started)

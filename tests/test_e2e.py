@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,10 @@ from conftest import conversations, write_jsonl
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from axolotl_tspin.loop import AXOLOTL, generation_launcher
+from axolotl_tspin.resolve import inspect_run, read_yaml
 from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.tables import read_table
 
 pytestmark = pytest.mark.e2e
 BIN = Path(sys.executable).parent
@@ -93,6 +97,38 @@ def test_two_iterations_from_one_yaml(make_yaml, tmp_path):
     axolotl("evaluate", path, "--launcher", "python")
     summary = (run.iteration(1).model / "eval_summary.csv").read_text()
     assert "rewards/margins" in summary and "logps/annotated" in summary
+
+
+def test_torchruns_processes_sample_as_one_does(make_yaml, tmp_path):
+    """What `run --launcher torchrun -- --nproc_per_node 2` starts for the sampling."""
+    paths = [
+        make_yaml(rows=140, name=f"{name}.yml", output_dir=str(tmp_path / name))
+        for name in ("two", "one")
+    ]
+    config, two = inspect_run(read_yaml(paths[0]))
+    arguments = ["--launcher", "torchrun", "--", "--nproc_per_node", "2"]
+    launcher = generation_launcher(read_yaml(paths[0]), config, arguments)
+    command = [sys.executable, *launcher, *AXOLOTL, "t-spin", "generate", str(paths[0])]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shares = [int(n) for n in re.findall(r"Iteration 0: (\d+) responses sampled", done.stdout)]
+    assert sum(shares) == 140 and min(shares) > 0
+    axolotl("t-spin", "generate", paths[1])
+    one = RunDirectory(tmp_path / "one")
+    both = [read_table(run.iteration(0).triplets("train"))[0] for run in (two, one)]
+    assert both[0]["synthetic_ids"].equals(both[1]["synthetic_ids"])
+
+
+def test_only_transformers_under_torchrun_samples_in_several_processes(make_yaml):
+    raw = read_yaml(make_yaml())
+    config, _ = inspect_run(raw)
+    torchrun = ["--launcher=torchrun", "--", "--nnodes", "2"]
+    assert generation_launcher(raw, config, torchrun)[-2:] == ["--nnodes", "2"]
+    assert generation_launcher(raw, config, ["--launcher", "accelerate"]) == []
+    assert generation_launcher(raw | {"use_ray": True}, config, torchrun) == []
+    sampling = config.generation.model_copy(update={"backend": "vllm"})
+    with_vllm = config.model_copy(update={"generation": sampling})
+    assert generation_launcher(raw, with_vllm, torchrun) == []
 
 
 def test_lora_continues_its_adapter(make_yaml, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import filelock
+import torch
 from axolotl.cli.config import load_cfg
 from axolotl.cli.utils.load import load_model_and_tokenizer
 from axolotl.common.datasets import load_datasets
@@ -146,6 +147,8 @@ def begin_run(plan: GenerationPlan) -> None:
 
 def load_policy(cfg: Any) -> LoadedPolicy:
     """Model and tokenizer, as Axolotl would load them for inference."""
+    if not torch.accelerator.is_available():
+        cfg.device_map = {"": "cpu"}  # Axolotl places rank n on GPU n even where there is none
     model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
     return LoadedPolicy(tokenizer, model)
 
