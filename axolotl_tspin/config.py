@@ -228,7 +228,8 @@ class TSpinConfig(StrictModel):
         default=0,
         ge=0,
         description="Every so many optimizer steps, log ‖∇L‖ of the current and of the historical "
-        "term (two more passes in that step; a log entry has the mean since the last); 0: never.",
+        "term (two more passes in that step; a log entry has the mean since the last; one GPU or "
+        "DDP); 0: never.",
     )
     allow_foreign: bool = Field(
         default=False,

@@ -307,6 +307,16 @@ def _refuse_shared_evaluation(cfg: RawConfig, config: TSpinConfig) -> None:
         )
 
 
+def _refuse_unmeasurable_gradients(cfg: RawConfig, config: TSpinConfig) -> None:
+    """Before anything is sampled; the trainer refuses what is not seen in the YAML."""
+    for key in ("deepspeed", "fsdp", "fsdp_config", "fp16"):
+        if config.gradient_norms and cfg.get(key):
+            raise TSpinError(
+                f"`t_spin.gradient_norms` does not go with `{key}`: gradients are measured on one "
+                "GPU or under DDP, in float32 or bfloat16. Remove one of them"
+            )
+
+
 def check_start_policy(
     run: RunDirectory,
     number: int,
@@ -382,6 +392,7 @@ def _begin(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory, Policy, dict[str,
     config = parse_t_spin(cfg)
     refuse_contradictions(cfg)
     _refuse_shared_evaluation(cfg, config)
+    _refuse_unmeasurable_gradients(cfg, config)
     for key in ("base_model", "output_dir", "datasets", "sequence_len"):
         if not cfg.get(key):
             raise TSpinError(f"`{key}` is missing from the YAML; `rl: t_spin` needs it")

@@ -164,10 +164,13 @@ def evaluation_scores(runs: Sequence[RunData]) -> bytes | None:
                 if score.task == task
             ]
             if points:
-                axis.errorbar(*zip(*points, strict=True), color=colour, marker="o", capsize=3)
+                style = {"color": colour, "label": run.name, "marker": "o", "capsize": 3}
+                axis.errorbar(*zip(*points, strict=True), **style)
         axis.set_title(task, fontsize=9)
         axis.set_xlabel("iteration (−1: initial)")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(runs) > 1:
+        axes[0].legend(fontsize=8)
     for axis in axes[len(tasks) :]:
         axis.set_axis_off()
     return _png(figure)
