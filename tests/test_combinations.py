@@ -1,7 +1,8 @@
 """Axolotl's adapters, quantisation, optimizers and memory savers around the triplet loss.
 
-Each is trained for a step by `axolotl.train.train` in this process: loss and gradient norm are
-those of the policy by itself, and the policy that is saved is another one.
+Each is trained for a step by `axolotl.train.train` in this process: the loss (of quantised weights
+nearly), and with all weights trained the gradient norm, are those of the policy by itself, and the
+policy that is saved is another one.
 """
 
 import json
