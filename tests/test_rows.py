@@ -42,6 +42,13 @@ def test_property_mappings_roles_and_system_messages():
     assert response == {"role": "assistant", "content": "yes", "name": "T"}
 
 
+CALL = {"id": "c1", "function": {"name": "add", "arguments": {"x": 1, "city": None}}}
+ASK = {"role": "user", "content": "1 + 1?"}
+IMAGE, LOOK = {"type": "image", "url": "x"}, {"type": "text", "text": "look"}
+RESULT = {"role": "tool", "content": ""}
+ANSWER = {"role": "assistant", "content": "2"}
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -85,8 +92,40 @@ def test_a_bad_response(value, problem):
         ([{"speaker": "user", "text": "x"}], "keys .*message_property_mappings"),
         ([*OPENAI[:2], {"role": "assistant", "content": ""}], r"\[2\].*is empty"),
         ([*OPENAI[:2], {"role": "assistant", "content": None}], r"\[2\].*found null"),
+        ([{"role": "user", "content": None}, ANSWER], r"\[0\].*found null"),
+        ([{"role": "user", "content": "  "}, ANSWER], r"\[0\].*is empty"),
+        ([ASK, ANSWER | {"content": ""}, ASK, ANSWER], r"\[1\].*is empty"),
+        ([{"role": "system", "content": None}, ASK, ANSWER], r"\[0\].*found null"),
+        ([ASK, RESULT | {"content": None}, ANSWER], r"\[1\].*found null"),
+        ([ASK | {"content": [IMAGE, LOOK]}, ANSWER], r"\[0\].*content parts.*image, text.*drop"),
+        ([ASK | {"content": [{"type": "text", "text": None}]}, ANSWER], r"\[0\].*content parts"),
+        ([ASK | {"content": ["Look"]}, ANSWER], r"\[0\].*found list"),
+        ([ASK | {"tool_calls": [CALL], "content": None}, ANSWER], r"\[0\].*found null"),
     ],
 )
 def test_a_bad_conversation(value, problem):
     with pytest.raises(TSpinError, match=rf"data\.jsonl: row 5, column 'messages.*{problem}"):
         RowReader("data.jsonl").conversation(5, "messages", value)
+
+
+def test_what_may_be_blank_in_a_prompt_and_what_is_not_looked_at():
+    messages = [{"role": "system", "content": ""}, ASK, RESULT, ANSWER]
+    assert RowReader("d").conversation(0, "messages", messages) == (messages[:3], ANSWER)
+    dropped = [{"role": "system", "content": None}, ASK, ANSWER]
+    reader = RowReader("d", drop_system_message=True)
+    assert reader.conversation(0, "messages", dropped) == ([ASK], ANSWER)
+    followed = [ASK, ANSWER, {"role": "user", "content": None}]
+    assert RowReader("d").conversation(0, "messages", followed) == ([ASK], ANSWER)
+
+
+@pytest.mark.parametrize("content", [None, "", "I add."])
+def test_a_turn_with_tool_calls_may_have_no_words(content):
+    called = {"role": "assistant", "content": content, "tool_calls": [CALL]}
+    messages = [ASK, called, RESULT, ANSWER]
+    assert RowReader("d").conversation(0, "messages", messages) == (messages[:3], ANSWER)
+
+
+def test_content_parts_that_are_all_text_are_joined():
+    parts = [{"type": "text", "text": "1 ", "image": None}, {"text": "+ 1?"}]
+    prompt, _ = RowReader("d").conversation(0, "messages", [ASK | {"content": parts}, ANSWER])
+    assert prompt == [ASK]

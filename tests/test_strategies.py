@@ -4,7 +4,7 @@ import logging
 
 import pytest
 from axolotl.utils.dict import DictDefault
-from conftest import conversations
+from conftest import CHATML, conversations
 from datasets import Dataset
 
 from axolotl_tspin.collator import triplet_tokens
@@ -158,6 +158,25 @@ def test_lengths_are_kept_and_what_became_of_the_rows_is_logged(tokenizer, log):
 def test_bad_rows_are_named(tokenizer, module, row, message):
     with pytest.raises(TSpinError, match=rf"data\.jsonl: {message}"):
         encode(module, tokenizer, [row])
+
+
+@pytest.mark.parametrize("content", [None, [{"type": "image"}, {"type": "text", "text": "look"}]])
+@pytest.mark.parametrize("template", ["llama3", "tokenizer_default"])
+def test_a_prompt_that_no_template_takes_for_text_is_named(tokenizer, content, template):
+    answer = "5" if content is None else [{"type": "text", "text": "5"}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    row = chat_row(messages=messages)
+    with pytest.raises(TSpinError, match=r"row 0, column 'messages\[0\]': expected text"):
+        encode(chat_template, tokenizer, [row], ds_cfg={"chat_template": template})
+
+
+def test_what_a_template_raises_names_the_row(tokenizer):
+    strict = "{% if messages[0].role != 'user' %}{{ raise_exception('no system') }}{% endif %}"
+    keys = {"chat_template": "jinja", "chat_template_jinja": strict + CHATML}
+    rows = [chat_row(), chat_row()]
+    rows[1]["messages"] = [{"role": "system", "content": "Be brief."}, *rows[1]["messages"]]
+    with pytest.raises(TSpinError, match=r"row 1: the chat template cannot .*system, user: no sys"):
+        encode(chat_template, tokenizer, rows, ds_cfg=keys)
 
 
 def test_a_tokenizer_without_chat_template_is_named(tokenizer):

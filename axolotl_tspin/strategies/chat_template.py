@@ -31,7 +31,8 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
         conversation = reader.conversation(index, messages_column, row[messages_column])
         responses: list[tuple[Any, bool]] = [(conversation.response, True)]
         responses += [read_response(reader, row, index, column) for column in generated]
-        return encoder.text(conversation.prompt, responses, row.get(tools_column))
+        where = f"{reader.source}: row {index}"
+        return encoder.text(conversation.prompt, responses, row.get(tools_column), where=where)
 
     return text_dataset(text, encoder, cfg, reader.source, [messages_column, *generated])
 

@@ -9,6 +9,7 @@ was cut.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from axolotl_tspin.errors import TSpinError
@@ -187,15 +188,26 @@ class ChatEncoder(Encoder):
         messages: list[dict[str, Any]],
         responses: list[tuple[dict[str, Any] | str, bool]],
         tools: list[Any] | None = None,
+        *,
+        where: str | None = None,
     ) -> RowText:
         """A row of messages and the assistant turns (or their words) after them, as the template
-        renders them."""
-        prompt = self._render(messages, tools, add_generation_prompt=True)
+        renders them.
+
+        Args:
+            where: names the row in errors; by default the source alone.
+
+        Raises:
+            TSpinError: the template refuses the messages, or does not continue its generation
+                prompt.
+        """
+        where = where or self._source
         turns = [
             {"role": "assistant", "content": turn} if isinstance(turn, str) else turn
             for turn, _ in responses
         ]
-        continuations = [self._continued(prompt, messages, turn, tools) for turn in turns]
+        prompt = self._render(messages, tools, where, add_generation_prompt=True)
+        continuations = [self._continued(prompt, messages, turn, tools, where) for turn in turns]
         ended = [ended for _, ended in responses]
         return RowText(
             prompt, messages, turns[0]["content"], list(zip(continuations, ended, strict=True))
@@ -207,11 +219,12 @@ class ChatEncoder(Encoder):
         messages: list[dict[str, Any]],
         turn: dict[str, Any],
         tools: list[Any] | None,
+        where: str,
     ) -> str:
-        whole = self._render([*messages, turn], tools, add_generation_prompt=False)
+        whole = self._render([*messages, turn], tools, where, add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise TSpinError(
-                f"{self._source}: the chat template renders the generation prompt as "
+                f"{where}: the chat template renders the generation prompt as "
                 f"{prompt[-60:]!r}, but does not begin the assistant's turn so; T-SPIN needs the "
                 "same prompt in training and generation. Give a template for which both agree "
                 "with `chat_template: jinja` and `chat_template_jinja`"
@@ -222,17 +235,26 @@ class ChatEncoder(Encoder):
         self,
         messages: list[dict[str, Any]],
         tools: list[Any] | None,
+        where: str,
         *,
         add_generation_prompt: bool,
     ) -> str:
-        text = self._tokenizer.apply_chat_template(
-            messages,
-            tools=tools,
-            chat_template=self._template,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-            **self._kwargs,
-        )
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages,
+                tools=tools,
+                chat_template=self._template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+                **self._kwargs,
+            )
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise TSpinError(
+                f"{where}: the chat template cannot render messages of the roles {roles}: {error}. "
+                "Fix or drop the row, or give a template that can with `chat_template: jinja` and "
+                "`chat_template_jinja`"
+            ) from error
         assert isinstance(text, str)
         return text
 
@@ -243,7 +265,7 @@ class ChatEncoder(Encoder):
             {"role": "user", "content": "Hello."},
             {"role": "assistant", "content": PROBE},
         ]
-        whole = self._render(conversation, None, add_generation_prompt=False)
+        whole = self._render(conversation, None, self._source, add_generation_prompt=False)
         if PROBE not in whole:
             raise TSpinError(f"{self._source}: the chat template leaves out the assistant's words")
         suffix = whole.rpartition(PROBE)[2]

@@ -14,6 +14,9 @@ DEFAULT_ROLES = {
 MESSAGE_SHAPES = ({"role": "role", "content": "content"}, {"role": "from", "content": "value"})
 """OpenAI's and ShareGPT's names for a message's role and content."""
 
+NEVER_BLANK = ("user", "assistant")
+"""The roles whose messages have words; a system prompt or what a tool gives back may be empty."""
+
 
 class Conversation(NamedTuple):
     """The messages before the last assistant turn, and that turn: the annotated response."""
@@ -49,18 +52,27 @@ class RowReader:
     def error(self, row: int, column: str, problem: str) -> TSpinError:
         return TSpinError(f"{self.source}: row {row}, column '{column}': {problem}")
 
-    def text(self, row: int, column: str, value: Any) -> str:
-        """A column that holds text; anything else, and blank text, is an error."""
+    def text(self, row: int, column: str, value: Any, *, may_be_blank: bool = False) -> str:
+        """A column that holds text; anything else is an error, as is blank text by default."""
+        if isinstance(value, list) and value and all(isinstance(p, Mapping) for p in value):
+            kinds = ", ".join(sorted({str(part.get("type")) for part in value}))
+            raise self.error(
+                row,
+                column,
+                f"expected text, found content parts of the types {kinds}; only parts of text "
+                "are understood, so drop the row",
+            )
         if not isinstance(value, str):
             raise self.error(row, column, f"expected text, found {_kind(value)}; fix or drop it")
-        if not value.strip():
+        if not may_be_blank and not value.strip():
             raise self.error(row, column, "the text is empty; fill it in or drop the row")
         return value
 
     def response(self, row: int, column: str, value: Any) -> str:
         """A response column: text, one assistant message, or messages that end with one."""
         if isinstance(value, list):
-            return self.conversation(row, column, value, needs_prompt=False).response["content"]
+            messages = self._up_to_response(row, column, value)
+            return self.text(row, f"{column}[{len(messages) - 1}]", messages[-1]["content"])
         if isinstance(value, Mapping):
             message = self.message(row, column, 0, value)
             if message["role"] != "assistant":
@@ -70,11 +82,22 @@ class RowReader:
             return self.text(row, column, message["content"])
         return self.text(row, column, value)
 
-    def conversation(
-        self, row: int, column: str, value: Any, *, needs_prompt: bool = True
-    ) -> Conversation:
+    def conversation(self, row: int, column: str, value: Any) -> Conversation:
         """Messages in OpenAI's or ShareGPT's shape; what follows the last assistant turn is left
         out."""
+        kept = []
+        for index, message in enumerate(self._up_to_response(row, column, value)):
+            if self.drop_system_message and message["role"] == "system":
+                continue
+            self._check_content(row, f"{column}[{index}]", message)
+            kept.append(message)
+        *prompt, response = kept
+        if not any(message["role"] != "system" for message in prompt):
+            raise self.error(row, column, "nothing comes before the assistant turn: no prompt")
+        return Conversation(prompt, response)
+
+    def _up_to_response(self, row: int, column: str, value: Any) -> list[dict[str, Any]]:
+        """A list of messages up to its last assistant turn."""
         if not isinstance(value, list) or not value:
             raise self.error(
                 row,
@@ -91,14 +114,15 @@ class RowReader:
                 "the conversation has no assistant turn, and so no annotated response; drop the "
                 "row, or name the data's assistant role with `roles: {assistant: [...]}`",
             )
-        prompt = messages[: turns[-1]]
-        if self.drop_system_message:
-            prompt = [message for message in prompt if message["role"] != "system"]
-        if needs_prompt and not any(message["role"] != "system" for message in prompt):
-            raise self.error(row, column, "nothing comes before the assistant turn: no prompt")
-        response = messages[turns[-1]]
-        self.text(row, f"{column}[{turns[-1]}]", response["content"])
-        return Conversation(prompt, response)
+        return messages[: turns[-1] + 1]
+
+    def _check_content(self, row: int, column: str, message: Mapping[str, Any]) -> None:
+        """Refuse what a template would render as nothing, or not at all."""
+        calls = message["role"] == "assistant" and message.get("tool_calls")
+        if calls and message["content"] is None:
+            return
+        may_be_blank = bool(calls) or message["role"] not in NEVER_BLANK
+        self.text(row, column, message["content"], may_be_blank=may_be_blank)
 
     def message(self, row: int, column: str, index: int, value: Any) -> dict[str, Any]:
         """One message with the keys `role` and `content` and whatever else it carries."""
@@ -131,11 +155,16 @@ class RowReader:
 
 def _joined_parts(content: Any) -> Any:
     """OpenAI's content parts, where all are text, as one text."""
-    if isinstance(content, list) and all(
-        isinstance(part, Mapping) and part.get("type") == "text" for part in content
-    ):
-        return "".join(part["text"] for part in content)
-    return content
+    if not isinstance(content, list):
+        return content
+    texts = [
+        part["text"]
+        for part in content
+        if isinstance(part, Mapping)
+        and part.get("type", "text") == "text"
+        and isinstance(part.get("text"), str)
+    ]
+    return "".join(texts) if len(texts) == len(content) else content
 
 
 def _kind(value: Any) -> str:

@@ -31,6 +31,7 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
         for column in generated:
             present = column if column in row else GENERATED
             responses.append(read_response(reader, row, index, present))
-        return encoder.text(conversation.prompt, responses)
+        where = f"{reader.source}: row {index}"
+        return encoder.text(conversation.prompt, responses, where=where)
 
     return text_dataset(text, encoder, cfg, reader.source, [REAL])
