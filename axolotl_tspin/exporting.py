@@ -1,5 +1,6 @@
 """An iteration's triplets as a plain data set (`axolotl t-spin export`)."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +26,8 @@ def export(triplets: Path, target: str, style: Format) -> int:
             synthetic), or "spin" (SPIN's: real, generated).
 
     Raises:
-        TSpinError: the target's ending is none of these.
+        TSpinError: the target's ending is none of these, or a row has tool calls, which "trl" and
+            "spin" do not hold.
     """
     rows = {"triplets": _triplet_rows, "trl": _trl_rows, "spin": _spin_rows}[style]
     if not target.startswith(HUB) and Path(target).suffix not in (".parquet", ".jsonl"):
@@ -47,16 +49,16 @@ def _triplet_rows(triplets: Path) -> Iterator[dict[str, Any]]:
     for row in iterate_triplets(triplets, [*COLUMNS, *provenance]):
         messages = messages_of(row)
         del row["messages"]
-        yield row | ({"messages": messages} if messages else {})
+        yield row | ({"messages": list(map(_of_one_shape, messages))} if messages else {})
 
 
 def _trl_rows(triplets: Path) -> Iterator[dict[str, Any]]:
     """Conversational where the data was, else plain text under the run's own template."""
-    for row in iterate_triplets(triplets, COLUMNS):
+    for number, row in enumerate(iterate_triplets(triplets, COLUMNS)):
         messages = messages_of(row)
         if messages:
             yield {
-                "prompt": _plain(messages),
+                "prompt": _plain(messages, number),
                 "chosen": [_assistant(row["annotated"])],
                 "rejected": [_assistant(row["synthetic"])],
             }
@@ -69,17 +71,37 @@ def _trl_rows(triplets: Path) -> Iterator[dict[str, Any]]:
 
 
 def _spin_rows(triplets: Path) -> Iterator[dict[str, Any]]:
-    for row in iterate_triplets(triplets, COLUMNS):
+    for number, row in enumerate(iterate_triplets(triplets, COLUMNS)):
         messages = messages_of(row) or [{"role": "user", "content": row["prompt"]}]
+        prompt = _plain(messages, number)
         yield {
-            "real": [*_plain(messages), _assistant(row["annotated"])],
-            "generated": [*_plain(messages), _assistant(row["synthetic"])],
+            "real": [*prompt, _assistant(row["annotated"])],
+            "generated": [*prompt, _assistant(row["synthetic"])],
         }
 
 
-def _plain(messages: list[dict[str, Any]]) -> list[dict[str, str]]:
+def _plain(messages: list[dict[str, Any]], row: int) -> list[dict[str, str]]:
     """Role and content alone, as both formats have it."""
+    if any(message.get("tool_calls") for message in messages):
+        raise TSpinError(
+            f"row {row}: its prompt has tool calls, which this format does not hold; use "
+            "`--format triplets`"
+        )
     return [{"role": m["role"], "content": m["content"]} for m in messages]
+
+
+def _of_one_shape(message: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of tool calls as JSON text: a column of a data set has one type, and they have
+    as many as there are tools. They are read so, too."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = dict(call.get("function") or call)
+        if "arguments" in function:
+            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+        calls.append({**call, "function": function} if "function" in call else function)
+    return message | {"tool_calls": calls}
 
 
 def _assistant(text: str) -> dict[str, str]:

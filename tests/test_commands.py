@@ -189,6 +189,33 @@ def test_imported_responses_that_differ_keep_the_historical_term(make_yaml, tmp_
     assert raw.t_spin["resolved"]["beta"] == 0.3
 
 
+def test_an_export_of_conversations_with_tool_calls(make_yaml, tmp_path):
+    def row(name, arguments):
+        calls = [{"id": "c", "function": {"name": name, "arguments": arguments}}]
+        return {
+            "messages": [
+                {"role": "user", "content": f"What is {arguments}?"},
+                {"role": "assistant", "content": None, "tool_calls": calls},
+                {"role": "tool", "content": "2"},
+                {"role": "assistant", "content": "It is 2."},
+            ]
+        }
+
+    data = [row("add", '{"x": 1}'), row("add", '{"x": "one"}'), row("find", '{"x": {"y": 1}}')]
+    entry = {"path": str(write_jsonl(tmp_path / "calls.jsonl", data)), "chat_template": "qwen_25"}
+    path = make_yaml(datasets=[entry | {"type": "t_spin.chat_template"}], sequence_len=448)
+    generate(path)
+    target = tmp_path / "triplets.parquet"
+    call("export", path, target)
+    exported = load_dataset("parquet", data_files=str(target), split="train")
+    calls = [messages[1]["tool_calls"][0]["function"] for messages in exported["messages"]]
+    asked = [row["messages"][1]["tool_calls"][0]["function"] for row in data]
+    assert sorted(c["arguments"] for c in calls) == sorted(c["arguments"] for c in asked)
+    for style in ("trl", "spin"):
+        output = refused("export", path, tmp_path / f"{style}.jsonl", "--format", style)
+        assert "row 0: its prompt has tool calls" in output and "--format triplets" in output
+
+
 def test_a_data_set_without_responses_is_not_imported(make_yaml, tmp_path):
     rows = write_jsonl(tmp_path / "rows.jsonl", conversations(3))
     path = make_yaml(datasets=[{"path": str(rows), "type": "t_spin.chat_template"}])

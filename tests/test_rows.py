@@ -1,5 +1,7 @@
 """Reading rows: shapes that are understood, and errors that name file, row and key."""
 
+import json
+
 import pytest
 
 from axolotl_tspin.errors import TSpinError
@@ -42,11 +44,93 @@ def test_property_mappings_roles_and_system_messages():
     assert response == {"role": "assistant", "content": "yes", "name": "T"}
 
 
+def test_properties_that_are_mapped_are_read_and_keys_without_a_value_are_not():
+    reader = RowReader(
+        "d", message_keys={"role": "role", "content": "text", "reasoning_content": "thought"}
+    )
+    asked = {"role": "user", "text": "2?", "content": "draft", "thought": None}
+    answered = {"role": "assistant", "text": "2", "thought": "Two.", "reasoning_content": "old"}
+    assert reader.conversation(0, "messages", [asked, answered]) == (
+        [{"role": "user", "content": "2?"}],
+        {"role": "assistant", "content": "2", "reasoning_content": "Two."},
+    )
+
+
+def test_sharegpts_names_are_known_where_axolotl_filled_in_its_defaults():
+    """Its validation leaves `{role: role, content: content}` in every data set's mappings."""
+    defaults = {"role": "role", "content": "content", "reasoning_content": "thought"}
+    reader = RowReader("d", message_keys=defaults)
+    prompt, response = reader.conversation(0, "messages", SHAREGPT)
+    assert (prompt, response) == (OPENAI[:4], OPENAI[4])
+    united = [{"role": None, "content": None} | message for message in SHAREGPT]
+    assert reader.conversation(0, "messages", united) == (prompt, response)
+
+
 CALL = {"id": "c1", "function": {"name": "add", "arguments": {"x": 1, "city": None}}}
 ASK = {"role": "user", "content": "1 + 1?"}
 IMAGE, LOOK = {"type": "image", "url": "x"}, {"type": "text", "text": "look"}
 RESULT = {"role": "tool", "content": ""}
 ANSWER = {"role": "assistant", "content": "2"}
+
+
+@pytest.mark.parametrize("content", [None, "", "I add."])
+@pytest.mark.parametrize(
+    "arguments", [{"x": 1, "city": None}, '{"x": 1}', '{"x": 1, "nested": {"y": null}}']
+)
+def test_arguments_of_tool_calls_are_json_text_or_what_is_left_without_nulls(content, arguments):
+    call = {"id": "c1", "type": None, "function": {"name": "add", "arguments": arguments}}
+    messages = [ASK, {"role": "assistant", "content": content, "tool_calls": [call]}]
+    prompt, response = RowReader("d").conversation(0, "messages", [*messages, RESULT, ANSWER])
+    nested = {"nested": {"y": None}} if "nested" in arguments else {}
+    read = {"id": "c1", "function": {"name": "add", "arguments": {"x": 1} | nested}}
+    called = {"role": "assistant", "content": content, "tool_calls": [read]}
+    assert (prompt, response) == ([ASK, called, RESULT], ANSWER)
+    assert RowReader("d").conversation(0, "messages", messages) == ([ASK], called)
+    assert call["function"]["arguments"] == arguments, "the row itself stays as it is"
+
+
+def test_calls_without_a_function_around_them_are_read_as_well():
+    calls = '[{"name": "add", "arguments": "{\\"x\\": 1}"}]'
+    called = {"role": "assistant", "content": None, "tool_calls": calls}
+    _, response = RowReader("d").conversation(0, "messages", [ASK, called])
+    assert response["tool_calls"] == [{"name": "add", "arguments": {"x": 1}}]
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("value", "tools"),
+    [
+        (None, None),
+        ([], None),
+        ("[]", None),
+        ([TOOL], [TOOL]),
+        (json.dumps([TOOL]), [TOOL]),
+        ([{"type": "function", "function": TOOL["function"] | {"strict": None}}], [TOOL]),
+        (
+            [{"function": {"name": "f", "parameters": "{}"}}],
+            [{"function": {"name": "f", "parameters": {}}}],
+        ),
+        ([{"name": "f", "parameters": "{}"}], [{"name": "f", "parameters": {}}]),
+    ],
+)
+def test_tools(value, tools):
+    assert RowReader("d").tools(0, "tools", value) == tools
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("add(x, y)", "'tools': expected JSON, found str 'add"),
+        ({"name": "f"}, "'tools': expected a list of objects, found dict"),
+        (["add"], "'tools': expected a list of objects"),
+        ([TOOL, {"function": {"parameters": "{"}}], r"'tools\[1\].parameters': expected JSON"),
+    ],
+)
+def test_bad_tools(value, problem):
+    with pytest.raises(TSpinError, match=rf"data\.jsonl: row 2, column {problem}"):
+        RowReader("data.jsonl").tools(2, "tools", value)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +144,13 @@ ANSWER = {"role": "assistant", "content": "2"}
     ],
 )
 def test_a_response_is_text_or_an_assistant_message(value):
-    assert RowReader("d").response(0, "synthetic", value) == "4"
+    assert RowReader("d").response(0, "synthetic", value) == {"role": "assistant", "content": "4"}
+
+
+def test_a_response_under_a_text_template_has_no_tool_calls():
+    called = {"role": "assistant", "content": "I add.", "tool_calls": [CALL]}
+    with pytest.raises(TSpinError, match=r"row 0, column 'response'.*t_spin\.chat_template"):
+        RowReader("d").words(0, "response", called)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +191,12 @@ def test_a_bad_response(value, problem):
         ([ASK | {"content": [{"type": "text", "text": None}]}, ANSWER], r"\[0\].*content parts"),
         ([ASK | {"content": ["Look"]}, ANSWER], r"\[0\].*found list"),
         ([ASK | {"tool_calls": [CALL], "content": None}, ANSWER], r"\[0\].*found null"),
+        ([ASK, ANSWER | {"tool_calls": "add(1)"}], r"\[1\]\.tool_calls.*expected JSON"),
+        ([ASK, ANSWER | {"tool_calls": ["add"]}], r"\[1\]\.tool_calls.*list of objects"),
+        (
+            [ASK, ANSWER | {"tool_calls": [{"function": {"arguments": "x=1"}}]}],
+            r"\[1\]\.tool_calls\[0\]\.arguments.*expected JSON, found str 'x=1'",
+        ),
     ],
 )
 def test_a_bad_conversation(value, problem):
@@ -116,13 +212,6 @@ def test_what_may_be_blank_in_a_prompt_and_what_is_not_looked_at():
     assert reader.conversation(0, "messages", dropped) == ([ASK], ANSWER)
     followed = [ASK, ANSWER, {"role": "user", "content": None}]
     assert RowReader("d").conversation(0, "messages", followed) == ([ASK], ANSWER)
-
-
-@pytest.mark.parametrize("content", [None, "", "I add."])
-def test_a_turn_with_tool_calls_may_have_no_words(content):
-    called = {"role": "assistant", "content": content, "tool_calls": [CALL]}
-    messages = [ASK, called, RESULT, ANSWER]
-    assert RowReader("d").conversation(0, "messages", messages) == (messages[:3], ANSWER)
 
 
 def test_content_parts_that_are_all_text_are_joined():

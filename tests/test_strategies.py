@@ -1,9 +1,11 @@
 """The public strategies on small data sets, through what Axolotl calls: `load`, `wrap_dataset`."""
 
+import json
 import logging
 
 import pytest
 from axolotl.utils.dict import DictDefault
+from axolotl.utils.schemas.datasets import SFTDataset
 from conftest import CHATML, conversations
 from datasets import Dataset
 
@@ -149,6 +151,7 @@ def test_lengths_are_kept_and_what_became_of_the_rows_is_logged(tokenizer, log):
         (instruction, {"prompt": "a", "response": "b"}, "no column 'synthetic', 'proto_synthetic'"),
         (instruction, instruction_row(response=None), "row 0, column 'response': .*null"),
         (instruction, instruction_row(synthetic=""), "row 0, column 'synthetic': .*empty"),
+        (chat_template, chat_row(tools="add(x)"), "row 0, column 'tools': expected JSON"),
         (chat_template, instruction_row(), "no column 'messages'"),
         (chat_template, chat_row(messages=[]), "row 0, column 'messages': .*an empty list"),
         (chat_template, chat_row(proto_synthetic=None), "row 0, column 'proto_synthetic': .*null"),
@@ -170,6 +173,79 @@ def test_a_prompt_that_no_template_takes_for_text_is_named(tokenizer, content, t
         encode(chat_template, tokenizer, [row], ds_cfg={"chat_template": template})
 
 
+CALLS = [{"id": "a", "function": {"name": "add", "arguments": {"x": 1}}}]
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+
+
+def tool_row(calls, tools):
+    messages = [
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "It is 2."},
+    ]
+    return chat_row(messages=messages, tools=tools)
+
+
+def test_tools_and_calls_are_what_the_template_makes_of_them_however_they_are_stored(tokenizer):
+    def prompt(*rows):
+        keys = {"chat_template": "qwen_25"}
+        encoded = encode(chat_template, tokenizer, list(rows), ds_cfg=keys, sequence_len=2048)
+        return texts(tokenizer, encoded[0])[0]
+
+    plain = prompt(tool_row(CALLS, TOOLS))
+    assert '{"name": "add", "arguments": {"x": 1}}' in plain
+    assert '"parameters": {"type": "object"}}' in plain
+    as_text = [{"id": "a", "function": {"name": "add", "arguments": '{"x": 1}'}}]
+    assert prompt(tool_row(as_text, TOOLS)) == plain
+    assert prompt(tool_row(CALLS, json.dumps(TOOLS))) == plain
+    # Arrow unites the keys of both rows' arguments and parameters.
+    calls = [{"id": "b", "function": {"name": "find", "arguments": {"city": "Ulm"}}}]
+    tools = [{"type": "function", "function": {"name": "find", "parameters": {"title": "City"}}}]
+    assert prompt(tool_row(CALLS, TOOLS), tool_row(calls, tools)) == plain
+
+
+def test_a_template_that_leaves_out_tool_calls_is_named(tokenizer):
+    with pytest.raises(TSpinError, match=r"row 0: its messages have tool calls.*leaves out"):
+        encode(chat_template, tokenizer, [tool_row(CALLS, TOOLS)])
+
+
+def test_an_annotated_response_may_be_a_tool_call(tokenizer):
+    row = chat_row()
+    row["messages"] = tool_row(CALLS, None)["messages"][:2]
+    keys = {"chat_template": "qwen_25"}
+    (encoded,) = encode(chat_template, tokenizer, [row], "generate", keys, sequence_len=2048)
+    call = '<tool_call>\n{"name": "add", "arguments": {"x": 1}}\n</tool_call>'
+    assert encoded["annotated"].strip() == call
+    assert tokenizer.decode(encoded["input_ids"]).endswith(call + "<|im_end|>")
+    row["messages"][1] |= {"content": " It is 2. ", "tool_calls": [], "name": "tutor"}
+    (encoded,) = encode(chat_template, tokenizer, [row], "generate", keys, sequence_len=2048)
+    assert encoded["annotated"] == " It is 2. ", "the words, where the template adds nothing"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"message_property_mappings": {"reasoning_content": "thought"}},
+        {"field_thinking": "thought"},
+        {"field_thinking": "thought", "template_thinking_key": "thinking"},
+    ],
+)
+def test_reasoning_reaches_the_template(tokenizer, keys):
+    name = keys.get("template_thinking_key", "reasoning_content")
+    reasoning = "{% if message.KEY %}({{ message.KEY }}) {% endif %}".replace("KEY", name)
+    content = "{{ message['content'] }}"
+    thinking = CHATML.replace(content, reasoning + content)
+    row = chat_row()
+    row["messages"][1]["thought"] = "Two and three."
+    entry = SFTDataset(chat_template="jinja", chat_template_jinja=thinking, **keys)
+    ds_cfg = entry.model_dump(exclude_none=True)
+    answer = row["messages"][1]["content"]
+    (encoded,) = encode(chat_template, tokenizer, [row], "generate", ds_cfg)
+    assert encoded["annotated"] == f"(Two and three.) {answer}"
+    assert tokenizer.decode(encoded["input_ids"]).endswith(f"{encoded['annotated']}<|im_end|>")
+
+
 def test_what_a_template_raises_names_the_row(tokenizer):
     strict = "{% if messages[0].role != 'user' %}{{ raise_exception('no system') }}{% endif %}"
     keys = {"chat_template": "jinja", "chat_template_jinja": strict + CHATML}
@@ -177,6 +253,16 @@ def test_what_a_template_raises_names_the_row(tokenizer):
     rows[1]["messages"] = [{"role": "system", "content": "Be brief."}, *rows[1]["messages"]]
     with pytest.raises(TSpinError, match=r"row 1: the chat template cannot .*system, user: no sys"):
         encode(chat_template, tokenizer, rows, ds_cfg=keys)
+
+
+def test_sharegpt_as_axolotl_validates_it(tokenizer):
+    messages = conversations(1)[0]["messages"]
+    names = {"user": "human", "assistant": "gpt"}
+    shared = [{"from": names[m["role"]], "value": m["content"]} for m in messages]
+    ds_cfg = SFTDataset(path="data.jsonl").model_dump(exclude_none=True)
+    (theirs,) = encode(chat_template, tokenizer, [chat_row(messages=shared)], ds_cfg=ds_cfg)
+    (ours,) = encode(chat_template, tokenizer, [chat_row()])
+    assert theirs == ours
 
 
 def test_a_tokenizer_without_chat_template_is_named(tokenizer):

@@ -15,6 +15,9 @@ from axolotl_tspin.strategies.encoding import ChatEncoder, RowText
 from axolotl_tspin.strategies.rows import RowReader
 from axolotl_tspin.strategies.tokenize import TripletDataset
 
+THINKING = "reasoning_content"
+"""Axolotl's default of `field_thinking` and `template_thinking_key`."""
+
 
 def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
     """Called by Axolotl for each data set of this type.
@@ -29,10 +32,11 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
 
     def text(row: dict[str, Any], index: int) -> RowText:
         conversation = reader.conversation(index, messages_column, row[messages_column])
-        responses: list[tuple[Any, bool]] = [(conversation.response, True)]
+        responses = [(conversation.response, True)]
         responses += [read_response(reader, row, index, column) for column in generated]
+        tools = reader.tools(index, tools_column, row.get(tools_column))
         where = f"{reader.source}: row {index}"
-        return encoder.text(conversation.prompt, responses, row.get(tools_column), where=where)
+        return encoder.text(conversation.prompt, responses, tools, where=where)
 
     return text_dataset(text, encoder, cfg, reader.source, [messages_column, *generated])
 
@@ -43,6 +47,8 @@ def chat_reader(ds_cfg: Any) -> RowReader:
     for key, name in (("role", "message_field_role"), ("content", "message_field_content")):
         if ds_cfg.get(name):
             mappings.setdefault(key, ds_cfg.get(name))
+    thinking = ds_cfg.get("field_thinking") or THINKING
+    mappings.setdefault(ds_cfg.get("template_thinking_key") or THINKING, thinking)
     return RowReader(
         ds_cfg.get("path"),
         message_keys=mappings,

@@ -27,8 +27,9 @@ def generated_columns(config: TSpinConfig) -> list[str]:
 
 def read_response(
     reader: RowReader, row: dict[str, Any], index: int, column: str
-) -> tuple[str, bool]:
-    """A synthetic or proto-synthetic column: its text, and whether the response ended by itself."""
+) -> tuple[dict[str, Any], bool]:
+    """A synthetic or proto-synthetic column: its assistant message, and whether the response ended
+    by itself."""
     if column not in row:
         raise TSpinError(f"{reader.source}: no column '{column}'; the data set has {sorted(row)}")
     ended = row.get(column + FINISH_REASON_SUFFIX) != "length"

@@ -24,7 +24,8 @@ SENTINEL = "\n"
 class RowText(NamedTuple):
     """A row as text: its prompt as a policy continues it, and each response (annotated first) as
     that continuation, with whether it ended by itself. `messages` is the prompt as the data set
-    had it (None: plain text), `annotated` the annotated response's words."""
+    had it (None: plain text), `annotated` the annotated response's words, or all that the template
+    makes of it where it is more (tool calls, reasoning)."""
 
     prompt: str
     messages: list[dict[str, Any]] | None
@@ -186,7 +187,7 @@ class ChatEncoder(Encoder):
     def text(
         self,
         messages: list[dict[str, Any]],
-        responses: list[tuple[dict[str, Any] | str, bool]],
+        responses: Sequence[tuple[dict[str, Any] | str, bool]],
         tools: list[Any] | None = None,
         *,
         where: str | None = None,
@@ -198,20 +199,30 @@ class ChatEncoder(Encoder):
             where: names the row in errors; by default the source alone.
 
         Raises:
-            TSpinError: the template refuses the messages, or does not continue its generation
-                prompt.
+            TSpinError: the template refuses the messages, leaves out their tool calls, or does
+                not continue its generation prompt.
         """
         where = where or self._source
         turns = [
             {"role": "assistant", "content": turn} if isinstance(turn, str) else turn
             for turn, _ in responses
         ]
+        calls = any(message.get("tool_calls") for message in [*messages, *turns])
+        if calls and "tool_calls" not in self._template:
+            raise TSpinError(
+                f"{where}: its messages have tool calls, which the chat template leaves out; drop "
+                "the row, or give a template that has them with `chat_template`"
+            )
         prompt = self._render(messages, tools, where, add_generation_prompt=True)
         continuations = [self._continued(prompt, messages, turn, tools, where) for turn in turns]
-        ended = [ended for _, ended in responses]
-        return RowText(
-            prompt, messages, turns[0]["content"], list(zip(continuations, ended, strict=True))
+        words = {"role": "assistant", "content": turns[0]["content"]}
+        plain = turns[0] == words or (
+            words["content"] is not None
+            and self._continued(prompt, messages, words, tools, where) == continuations[0]
         )
+        annotated = words["content"] if plain else continuations[0]
+        ended = [ended for _, ended in responses]
+        return RowText(prompt, messages, annotated, list(zip(continuations, ended, strict=True)))
 
     def _continued(
         self,

@@ -26,13 +26,16 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
     reader = RowReader(ds_cfg.get("path"))
     encoder = TemplateEncoder(tokenizer, template, cfg.get("eot_tokens"))
     generated = generated_columns(settings(cfg))
+    response_columns = [response_column, *generated]
 
     def text(row: dict[str, Any], index: int) -> RowText:
         prompt = reader.text(index, prompt_column, row[prompt_column])
-        responses = [(reader.response(index, response_column, row[response_column]), True)]
-        responses += [read_response(reader, row, index, column) for column in generated]
+        turns = [(reader.response(index, response_column, row[response_column]), True)]
+        turns += [read_response(reader, row, index, column) for column in generated]
+        responses = [
+            (reader.words(index, column, turn), ended)
+            for column, (turn, ended) in zip(response_columns, turns, strict=True)
+        ]
         return encoder.text(prompt, responses)
 
-    return text_dataset(
-        text, encoder, cfg, reader.source, [prompt_column, response_column, *generated]
-    )
+    return text_dataset(text, encoder, cfg, reader.source, [prompt_column, *response_columns])

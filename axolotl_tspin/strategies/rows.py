@@ -1,7 +1,10 @@
 """Reading prompts and responses out of a data set's rows, with errors that name the place."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from axolotl.utils.dict import remove_none_values
 
 from axolotl_tspin.errors import TSpinError
 
@@ -11,8 +14,9 @@ DEFAULT_ROLES = {
     "assistant": ["assistant", "gpt"],
     "tool": ["tool", "function"],
 }
-MESSAGE_SHAPES = ({"role": "role", "content": "content"}, {"role": "from", "content": "value"})
-"""OpenAI's and ShareGPT's names for a message's role and content."""
+OPENAI = {"role": "role", "content": "content"}
+SHAREGPT = {"role": "from", "content": "value"}
+"""The names of a message's role and content in the two shapes that are recognised."""
 
 NEVER_BLANK = ("user", "assistant")
 """The roles whose messages have words; a system prompt or what a tool gives back may be empty."""
@@ -30,7 +34,8 @@ class RowReader:
 
     Args:
         source: what errors call the data set, usually its path.
-        message_keys: `message_property_mappings`; None recognises OpenAI's and ShareGPT's shapes.
+        message_keys: `message_property_mappings`, a template's names for what a message holds →
+            the data's; where role and content have OpenAI's names, ShareGPT's do as well.
         roles: Axolotl's `roles`, target role → names in the data; joined with the usual names.
         drop_system_message: leave system messages out of prompts.
     """
@@ -44,7 +49,7 @@ class RowReader:
         drop_system_message: bool = False,
     ) -> None:
         self.source = source
-        self.message_keys = dict(message_keys) if message_keys else None
+        self.message_keys = OPENAI | dict(message_keys or {})
         self.role_of = {n: role for role, names in DEFAULT_ROLES.items() for n in names}
         self.role_of |= {n: role for role, names in (roles or {}).items() for n in names}
         self.drop_system_message = drop_system_message
@@ -68,19 +73,30 @@ class RowReader:
             raise self.error(row, column, "the text is empty; fill it in or drop the row")
         return value
 
-    def response(self, row: int, column: str, value: Any) -> str:
-        """A response column: text, one assistant message, or messages that end with one."""
+    def response(self, row: int, column: str, value: Any) -> dict[str, Any]:
+        """A response column, as an assistant message: text, one such message, or messages that
+        end with one."""
         if isinstance(value, list):
             messages = self._up_to_response(row, column, value)
-            return self.text(row, f"{column}[{len(messages) - 1}]", messages[-1]["content"])
-        if isinstance(value, Mapping):
+            message, column = messages[-1], f"{column}[{len(messages) - 1}]"
+        elif isinstance(value, Mapping):
             message = self.message(row, column, 0, value)
             if message["role"] != "assistant":
                 raise self.error(
                     row, column, f"expected an assistant message, found one of '{message['role']}'"
                 )
-            return self.text(row, column, message["content"])
-        return self.text(row, column, value)
+        else:
+            message = {"role": "assistant", "content": value}
+        self._check_content(row, column, message)
+        return message
+
+    def words(self, row: int, column: str, message: Mapping[str, Any]) -> str:
+        """A response's words, for templates that render nothing else."""
+        if message.get("tool_calls"):
+            raise self.error(
+                row, column, "the response has tool calls; they need `type: t_spin.chat_template`"
+            )
+        return str(message["content"])
 
     def conversation(self, row: int, column: str, value: Any) -> Conversation:
         """Messages in OpenAI's or ShareGPT's shape; what follows the last assistant turn is left
@@ -95,6 +111,13 @@ class RowReader:
         if not any(message["role"] != "system" for message in prompt):
             raise self.error(row, column, "nothing comes before the assistant turn: no prompt")
         return Conversation(prompt, response)
+
+    def tools(self, row: int, column: str, value: Any) -> list[dict[str, Any]] | None:
+        """The tools of a conversation: a list, or one as JSON text; None where there are none."""
+        tools = self._parsed(row, column, remove_none_values(value))
+        if not tools:
+            return None
+        return self._with_parsed(row, column, tools, "parameters")
 
     def _up_to_response(self, row: int, column: str, value: Any) -> list[dict[str, Any]]:
         """A list of messages up to its last assistant turn."""
@@ -125,32 +148,67 @@ class RowReader:
         self.text(row, column, message["content"], may_be_blank=may_be_blank)
 
     def message(self, row: int, column: str, index: int, value: Any) -> dict[str, Any]:
-        """One message with the keys `role` and `content` and whatever else it carries."""
+        """One message with the keys `role` and `content`, the others that `message_keys` maps,
+        and whatever else it carries. Keys without a value are left out, at every depth: a data set
+        unites the keys of all its rows."""
         if not isinstance(value, Mapping):
             raise self.error(row, column, f"message {index} is {_kind(value)}, not a message")
-        keys = self.message_keys or next(
-            (s for s in MESSAGE_SHAPES if s["role"] in value), MESSAGE_SHAPES[0]
-        )
-        role_key, content_key = keys.get("role", "role"), keys.get("content", "content")
-        if role_key not in value or content_key not in value:
+        present = remove_none_values(value)
+        keys = self.message_keys
+        if OPENAI.items() <= keys.items() and "role" not in present and "from" in present:
+            keys = keys | SHAREGPT
+        if keys["role"] not in present or keys["content"] not in value:
             raise self.error(
                 row,
                 column,
-                f"message {index} has the keys {sorted(value)}, not '{role_key}' and "
-                f"'{content_key}'; name them with `message_property_mappings`",
+                f"message {index} has the keys {sorted(value)}, not '{keys['role']}' and "
+                f"'{keys['content']}'; name them with `message_property_mappings`",
             )
-        role = self.role_of.get(value[role_key])
+        name = present[keys["role"]]
+        role = self.role_of.get(name) if isinstance(name, str) else None
         if role is None:
             raise self.error(
                 row,
                 column,
-                f"message {index} has the unknown role {value[role_key]!r} (known: "
+                f"message {index} has the unknown role {name!r} (known: "
                 f"{', '.join(sorted(self.role_of))}); map it with `roles: {{user: [...]}}`",
             )
-        rest = {
-            k: v for k, v in value.items() if k not in (role_key, content_key) and v is not None
-        }
-        return {"role": role, "content": _joined_parts(value[content_key]), **rest}
+        mapped = {key: present[theirs] for key, theirs in keys.items() if theirs in present}
+        rest = {key: item for key, item in present.items() if key not in keys.values()}
+        message = {"role": role, "content": _joined_parts(present.get(keys["content"]))}
+        message |= {key: item for key, item in (rest | mapped).items() if key not in message}
+        if message.get("tool_calls"):
+            where = f"{column}[{index}].tool_calls"
+            calls = self._parsed(row, where, message["tool_calls"])
+            message["tool_calls"] = self._with_parsed(row, where, calls, "arguments")
+        return message
+
+    def _with_parsed(self, row: int, column: str, functions: Any, key: str) -> list[dict[str, Any]]:
+        """Tools or calls of tools, whose `key` may be JSON text, which templates would encode
+        again."""
+        if not isinstance(functions, list) or not all(isinstance(f, Mapping) for f in functions):
+            raise self.error(
+                row, column, f"expected a list of objects, found {_kind(functions)}; fix or drop it"
+            )
+        parsed = []
+        for index, item in enumerate(functions):
+            nested = isinstance(item.get("function"), Mapping)
+            function = dict(item["function"] if nested else item)
+            if key in function:
+                function[key] = self._parsed(row, f"{column}[{index}].{key}", function[key])
+            parsed.append({**item, "function": function} if nested else function)
+        return parsed
+
+    def _parsed(self, row: int, column: str, value: Any) -> Any:
+        """A value that may be JSON text."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError as error:
+            raise self.error(
+                row, column, f"expected JSON, found {_kind(value)} ({error}); fix or drop it"
+            ) from error
 
 
 def _joined_parts(content: Any) -> Any:

@@ -27,7 +27,7 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
 
     def text(row: dict[str, Any], index: int) -> RowText:
         conversation = reader.conversation(index, REAL, row[REAL])
-        responses: list[tuple[Any, bool]] = [(conversation.response, True)]
+        responses = [(conversation.response, True)]
         for column in generated:
             present = column if column in row else GENERATED
             responses.append(read_response(reader, row, index, present))
