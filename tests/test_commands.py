@@ -1,10 +1,14 @@
 """status, plan, export and import, on a run with a real (tiny) policy."""
 
 import json
+import math
 
 import pytest
+import torch
+from axolotl.cli.config import load_cfg
+from axolotl.common.datasets import load_datasets
 from click.testing import CliRunner
-from conftest import conversations, pretend_trained, write_jsonl
+from conftest import conversations, pretend_trained, tiny_llama, write_jsonl
 from datasets import load_dataset
 
 from axolotl_tspin.cli import t_spin
@@ -187,6 +191,50 @@ def test_imported_responses_that_differ_keep_the_historical_term(make_yaml, tmp_
     prepare_training(raw := read_yaml(path))
     assert raw.t_spin["resolved"]["iteration"] == 0
     assert raw.t_spin["resolved"]["beta"] == 0.3
+
+
+@pytest.fixture
+def policy_that_often_ends_at_once(tmp_path, tokenizer):
+    """Half of its responses are empty: one token alone is likely, after every text."""
+    model = tiny_llama(len(tokenizer))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.fill_(1.0)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[tokenizer.eos_token_id] = math.log(len(tokenizer) - 1) / 32
+    model.save_pretrained(tmp_path / "brief")
+    tokenizer.save_pretrained(tmp_path / "brief")
+    return tmp_path / "brief"
+
+
+def test_responses_that_ended_at_once_come_back_from_an_export(
+    make_yaml, tmp_path, tokenizer, policy_that_often_ends_at_once
+):
+    keys = {"rows": 12, "base_model": str(policy_that_often_ends_at_once)}
+    path = make_yaml(**keys)
+    generate(path)
+    theirs = read_table(RunDirectory(tmp_path / "out").iteration(0).triplets("train"))[0]
+    empty = {r["annotated"]: r["synthetic"] == "" for r in theirs.to_pylist()}
+    assert 0 < sum(empty.values()) < len(empty) == 12
+    end = [tokenizer.eos_token_id]
+
+    spin, out = tmp_path / "spin.parquet", tmp_path / "imported"
+    call("export", path, spin, "--format", "spin")
+    entry = {"path": str(spin), "type": "t_spin.spin"}
+    call("import", make_yaml(name="import.yml", output_dir=str(out), datasets=[entry], **keys))
+    ours = read_table(RunDirectory(out).iteration(0).triplets("train"))[0].to_pylist()
+    assert {r["annotated"]: r["synthetic"] == "" for r in ours} == empty
+    assert all((r["synthetic_ids"] == end) == empty[r["annotated"]] for r in ours)
+
+    rows = tmp_path / "triplets.jsonl"
+    call("export", path, rows)
+    entry = {"path": str(rows), "type": "t_spin.instruction", "field_response": "annotated"}
+    entry |= {"prompt_template": "{prompt}"}
+    direct = make_yaml(name="d.yml", output_dir=str(tmp_path / "d"), datasets=[entry], **keys)
+    data = load_datasets(cfg=load_cfg(str(direct))).train_dataset
+    assert sum(ids == end for ids in data["synthetic_ids"]) == sum(empty.values())
 
 
 def test_an_export_of_conversations_with_tool_calls(make_yaml, tmp_path):

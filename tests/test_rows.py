@@ -147,6 +147,18 @@ def test_a_response_is_text_or_an_assistant_message(value):
     assert RowReader("d").response(0, "synthetic", value) == {"role": "assistant", "content": "4"}
 
 
+@pytest.mark.parametrize(
+    "value", ["", " \n", {"role": "assistant", "content": ""}, [ASK, {"from": "gpt", "value": ""}]]
+)
+def test_a_sampled_response_may_be_blank_and_an_annotated_one_not(value):
+    with pytest.raises(TSpinError, match=r"row 1, column 'synthetic.*is empty"):
+        RowReader("d").response(1, "synthetic", value)
+    words = RowReader("d").response(1, "synthetic", value, may_be_blank=True)["content"]
+    assert words == (value if isinstance(value, str) else "")
+    with pytest.raises(TSpinError, match="found null"):
+        RowReader("d").response(1, "synthetic", None, may_be_blank=True)
+
+
 def test_a_response_under_a_text_template_has_no_tool_calls():
     called = {"role": "assistant", "content": "I add.", "tool_calls": [CALL]}
     with pytest.raises(TSpinError, match=r"row 0, column 'response'.*t_spin\.chat_template"):

@@ -150,7 +150,13 @@ def test_lengths_are_kept_and_what_became_of_the_rows_is_logged(tokenizer, log):
     [
         (instruction, {"prompt": "a", "response": "b"}, "no column 'synthetic', 'proto_synthetic'"),
         (instruction, instruction_row(response=None), "row 0, column 'response': .*null"),
-        (instruction, instruction_row(synthetic=""), "row 0, column 'synthetic': .*empty"),
+        (instruction, instruction_row(response=""), "row 0, column 'response': .*empty"),
+        (instruction, instruction_row(synthetic=None), "row 0, column 'synthetic': .*null"),
+        (
+            instruction,
+            instruction_row(synthetic=" ", synthetic_finish_reason="length"),
+            "row 0, column 'synthetic': .*'synthetic_finish_reason'.*cut.*drop the row",
+        ),
         (chat_template, chat_row(tools="add(x)"), "row 0, column 'tools': expected JSON"),
         (chat_template, instruction_row(), "no column 'messages'"),
         (chat_template, chat_row(messages=[]), "row 0, column 'messages': .*an empty list"),
@@ -171,6 +177,25 @@ def test_a_prompt_that_no_template_takes_for_text_is_named(tokenizer, content, t
     row = chat_row(messages=messages)
     with pytest.raises(TSpinError, match=r"row 0, column 'messages\[0\]': expected text"):
         encode(chat_template, tokenizer, [row], ds_cfg={"chat_template": template})
+
+
+@pytest.mark.parametrize("module", [chat_template, instruction, spin])
+def test_a_sampled_response_that_ended_at_once_is_its_end_of_turn(tokenizer, module):
+    row = {
+        chat_template: chat_row(synthetic=""),
+        instruction: instruction_row(synthetic=""),
+        spin: spin_row(synthetic=""),
+    }[module]
+    (encoded,) = encode(module, tokenizer, [row | {"proto_synthetic": PROTO}])
+    assert encoded["synthetic_ids"] == [tokenizer.eos_token_id]
+
+
+def test_no_words_are_not_surrounded_by_what_a_template_puts_around_words(tokenizer):
+    spaced = CHATML.replace("{{ message['content'] }}", "{{ ' ' + message['content'] }}")
+    row = chat_row(synthetic="", proto_synthetic="5")
+    keys = {"chat_template": "jinja", "chat_template_jinja": spaced}
+    (encoded,) = encode(chat_template, tokenizer, [row], ds_cfg=keys)
+    assert texts(tokenizer, encoded)[2:] == ["<|im_end|>", " 5<|im_end|>"]
 
 
 CALLS = [{"id": "a", "function": {"name": "add", "arguments": {"x": 1}}}]

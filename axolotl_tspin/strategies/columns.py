@@ -29,11 +29,19 @@ def read_response(
     reader: RowReader, row: dict[str, Any], index: int, column: str
 ) -> tuple[dict[str, Any], bool]:
     """A synthetic or proto-synthetic column: its assistant message, and whether the response ended
-    by itself."""
+    by itself. One that did may be empty: a policy may end at once."""
     if column not in row:
         raise TSpinError(f"{reader.source}: no column '{column}'; the data set has {sorted(row)}")
     ended = row.get(column + FINISH_REASON_SUFFIX) != "length"
-    return reader.response(index, column, row[column]), ended
+    message = reader.response(index, column, row[column], may_be_blank=True)
+    if not ended and not message.get("tool_calls") and not message["content"].strip():
+        raise reader.error(
+            index,
+            column,
+            f"the text is empty, and '{column}{FINISH_REASON_SUFFIX}' says that it was cut "
+            "(length), so there is nothing to train on; drop the row",
+        )
+    return message, ended
 
 
 def text_dataset(

@@ -17,6 +17,10 @@ from axolotl_tspin.errors import TSpinError
 PAPER_TEMPLATE = "### Instruction: {prompt}\n\n### Response: "
 """The prompt template of the paper's experiments (section B.1)."""
 
+ENDED_AT_ONCE = {"role": "assistant", "content": ""}
+"""A sampled turn without words. It is its end of turn alone, whatever a template would put around
+no words (a space, say, that the policy did not sample)."""
+
 PROBE = "T-SPIN probe"
 SENTINEL = "\n"
 
@@ -232,6 +236,8 @@ class ChatEncoder(Encoder):
         tools: list[Any] | None,
         where: str,
     ) -> str:
+        if turn == ENDED_AT_ONCE:
+            return ""
         whole = self._render([*messages, turn], tools, where, add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise TSpinError(

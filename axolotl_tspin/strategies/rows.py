@@ -73,7 +73,9 @@ class RowReader:
             raise self.error(row, column, "the text is empty; fill it in or drop the row")
         return value
 
-    def response(self, row: int, column: str, value: Any) -> dict[str, Any]:
+    def response(
+        self, row: int, column: str, value: Any, *, may_be_blank: bool = False
+    ) -> dict[str, Any]:
         """A response column, as an assistant message: text, one such message, or messages that
         end with one."""
         if isinstance(value, list):
@@ -87,7 +89,7 @@ class RowReader:
                 )
         else:
             message = {"role": "assistant", "content": value}
-        self._check_content(row, column, message)
+        self._check_content(row, column, message, may_be_blank=may_be_blank)
         return message
 
     def words(self, row: int, column: str, message: Mapping[str, Any]) -> str:
@@ -139,12 +141,14 @@ class RowReader:
             )
         return messages[: turns[-1] + 1]
 
-    def _check_content(self, row: int, column: str, message: Mapping[str, Any]) -> None:
+    def _check_content(
+        self, row: int, column: str, message: Mapping[str, Any], *, may_be_blank: bool = False
+    ) -> None:
         """Refuse what a template would render as nothing, or not at all."""
         calls = message["role"] == "assistant" and message.get("tool_calls")
         if calls and message["content"] is None:
             return
-        may_be_blank = bool(calls) or message["role"] not in NEVER_BLANK
+        may_be_blank = may_be_blank or bool(calls) or message["role"] not in NEVER_BLANK
         self.text(row, column, message["content"], may_be_blank=may_be_blank)
 
     def message(self, row: int, column: str, index: int, value: Any) -> dict[str, Any]:
