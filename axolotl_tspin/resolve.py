@@ -35,7 +35,7 @@ from axolotl_tspin.run_directory import (
     digest,
     write_atomically,
 )
-from axolotl_tspin.strategies import DATASET_KEYS, PUBLIC_STRATEGIES
+from axolotl_tspin.strategies import DATASET_KEYS, LOADING_KEYS, STRATEGY_KEYS
 from axolotl_tspin.tables import read_metadata
 
 LOG = get_logger(__name__)
@@ -446,16 +446,24 @@ def _resolve(
 def _translate_entry(entry: RawConfig, where: str) -> None:
     """A `datasets:` entry with the strategy's module as its type and only keys Axolotl keeps."""
     kind = entry.get("type")
-    known = [f"t_spin.{name}" for name in PUBLIC_STRATEGIES]
+    known = [f"t_spin.{name}" for name in STRATEGY_KEYS]
     if kind not in known:
         raise TSpinError(
             f"`{where}.type: {kind}` is not a type of `rl: t_spin`; it is one of {', '.join(known)}"
         )
-    allowed = [*SFTDataset.model_fields, *DATASET_KEYS]
+    strategy = str(kind).removeprefix("t_spin.")
+    existing = [*SFTDataset.model_fields, *DATASET_KEYS]
+    # Of the keys that load rows, this version of Axolotl may not have the newest.
+    allowed = [k for k in (*LOADING_KEYS, *STRATEGY_KEYS[strategy]) if k in existing]
     for key in entry:
+        if key in existing and key not in allowed:
+            raise TSpinError(
+                f"`{where}.{key}` has no effect with `type: {kind}`; remove it (keys that have "
+                f"one: {', '.join(sorted(allowed))})"
+            )
         if key not in allowed:
             raise TSpinError(nearest_key_message(key, allowed, f"`{where}`"))
-    entry["type"] = f"{STRATEGIES}.{str(kind).removeprefix('t_spin.')}"
+    entry["type"] = f"{STRATEGIES}.{strategy}"
     for ours, carrier in DATASET_KEYS.items():
         if entry.get(ours) is not None:
             entry[carrier] = entry.pop(ours)

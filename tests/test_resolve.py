@@ -8,7 +8,7 @@ import yaml
 from axolotl.integrations.base import PluginManager
 from axolotl.utils.config import prepare_plugins, validate_config
 from axolotl.utils.dict import DictDefault
-from conftest import WORD_PROBLEMS, conversations, pretend_trained, write_jsonl
+from conftest import ROOT, WORD_PROBLEMS, conversations, pretend_trained, write_jsonl
 
 from axolotl_tspin import TSpinPlugin
 from axolotl_tspin.contradictions import SMALLEST_BFLOAT16_RATE, loses_small_steps
@@ -17,6 +17,7 @@ from axolotl_tspin.generation.step import generate
 from axolotl_tspin.plugin import _settings
 from axolotl_tspin.resolve import prepare_generation
 from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.strategies import CHAT_KEYS, STRATEGY_KEYS
 
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
 
@@ -184,6 +185,10 @@ def test_a_stopped_training_resumes_from_its_last_complete_checkpoint(make_yaml,
             {"datasets": [{"path": "d", "type": "t_spin.instruction", "field_promt": "q"}]},
             r"'field_promt' is not a key of `datasets\[0\]`; did you mean 'field_prompt'",
         ),
+        (
+            {"datasets": [{"path": "d", "type": "t_spin.spin", "chat_templat": "chatml"}]},
+            r"'chat_templat' is not a key of `datasets\[0\]`; did you mean 'chat_template'",
+        ),
         ({"t_spin": {"betta": 1}}, "did you mean 'beta'"),
         (
             {"t_spin": {"gradient_norms": 5}, "deepspeed": "zero2.json"},
@@ -200,6 +205,41 @@ def test_contradictions_and_unknown_keys_are_refused(make_yaml, keys, message):
     for use in (register, lambda p: prepare_generation(read(p))):
         with pytest.raises(TSpinError, match=message):
             use(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        (
+            "chat_template",
+            "split_thinking train_on_eos train_on_eot roles_to_train message_field_training "
+            "message_field_training_detail prompt_template field_prompt field_human "
+            "input_transform conversation field temperature logprobs_field",
+        ),
+        ("spin", "field_messages field_tools field_response split_thinking"),
+        ("instruction", "chat_template roles field_messages field_thinking field_human"),
+    ],
+)
+@pytest.mark.parametrize("entries", ["datasets", "test_datasets"])
+def test_keys_of_data_sets_that_have_no_effect_are_refused(make_yaml, kind, keys, entries):
+    for key in keys.split():
+        entry = {"path": "d", "type": f"t_spin.{kind}", key: "llama3"}
+        with pytest.raises(TSpinError) as refusal:
+            register(make_yaml(**{entries: [entry]}))
+        start = f"`{entries}[0].{key}` has no effect with `type: t_spin.{kind}`; remove it (keys "
+        assert str(refusal.value).startswith(start)
+        assert "split" in str(refusal.value), "and the keys that have one are named"
+
+
+@pytest.mark.parametrize("kind", STRATEGY_KEYS)
+def test_the_readme_names_the_keys_of_each_type(kind):
+    [row] = [
+        line
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if line.startswith(f"| `t_spin.{kind}` |")
+    ]
+    for key in STRATEGY_KEYS[kind]:
+        assert f"`{key}`" in row or (kind == "spin" and key in CHAT_KEYS)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,13 @@ from datasets import Dataset
 from axolotl_tspin.collator import triplet_tokens
 from axolotl_tspin.config import ResolvedRun, TSpinConfig
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.strategies import chat_template, instruction, spin
+from axolotl_tspin.strategies import (
+    DATASET_KEYS,
+    STRATEGY_KEYS,
+    chat_template,
+    instruction,
+    spin,
+)
 
 SYNTHETIC, PROTO = "I think 7.", "Maybe 9?"
 
@@ -288,6 +294,29 @@ def test_sharegpt_as_axolotl_validates_it(tokenizer):
     (theirs,) = encode(chat_template, tokenizer, [chat_row(messages=shared)], ds_cfg=ds_cfg)
     (ours,) = encode(chat_template, tokenizer, [chat_row()])
     assert theirs == ours
+
+
+class Noting(dict):
+    """A `datasets:` entry that knows which of its keys were asked for."""
+
+    def __init__(self, entry):
+        super().__init__(entry)
+        self.read = set()
+
+    def get(self, key, default=None):
+        self.read.add(key)
+        return super().get(key, default)
+
+
+@pytest.mark.parametrize("module", [chat_template, instruction, spin])
+def test_every_key_that_a_strategy_accepts_is_read(tokenizer, module):
+    resolved = ResolvedRun(task="train", initial_policy="p", run_dir="r")
+    t_spin = TSpinConfig(resolved=resolved).model_dump(exclude_none=True)
+    cfg = DictDefault({"sequence_len": 256, "t_spin": t_spin})
+    entry = Noting({"path": "d", "chat_template": "jinja", "chat_template_jinja": CHATML})
+    module.load(tokenizer, cfg, entry)
+    keys = STRATEGY_KEYS[module.__name__.rpartition(".")[2]]
+    assert {DATASET_KEYS.get(key, key) for key in keys} <= entry.read
 
 
 def test_a_tokenizer_without_chat_template_is_named(tokenizer):

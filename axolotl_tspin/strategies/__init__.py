@@ -6,8 +6,6 @@ reads rows, `encoding` is the one place where prompts and responses become token
 and for generation alike, and `tokenize` applies the two to a data set.
 """
 
-PUBLIC_STRATEGIES = ("chat_template", "instruction", "spin")
-
 DATASET_KEYS = {
     "field_prompt": "field_human",
     "field_response": "field_model",
@@ -18,3 +16,38 @@ DATASET_KEYS = {
 Axolotl drops keys of a data set that its schema does not know; these three of its schema are
 otherwise unused, and the first two enter its prepared-data hash.
 """
+
+LOADING_KEYS = (
+    "path",
+    "type",
+    "split",
+    "name",
+    "data_files",
+    "ds_type",
+    "revision",
+    "trust_remote_code",
+    "shards",
+    "shards_idx",
+    "preprocess_shards",
+    "weight",
+)
+"""The keys of a `datasets:` entry with which Axolotl loads rows, whatever reads them then."""
+
+CHAT_KEYS = (
+    "chat_template",
+    "chat_template_jinja",
+    "message_property_mappings",
+    "message_field_role",
+    "message_field_content",
+    "field_thinking",
+    "template_thinking_key",
+    "roles",
+    "drop_system_message",
+)
+
+STRATEGY_KEYS = {
+    "chat_template": (*CHAT_KEYS, "field_messages", "field_tools"),
+    "instruction": tuple(DATASET_KEYS),
+    "spin": CHAT_KEYS,
+}
+"""The keys that each public strategy reads besides; others have no effect and are refused."""
