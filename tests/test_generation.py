@@ -268,6 +268,26 @@ def test_many_processes_share_one_run(make_yaml, tmp_path):
     assert rows_of(tmp_path / "out" / triplets) == rows_of(tmp_path / "whole" / triplets)
 
 
+def test_a_shard_sampled_with_other_settings_is_refused(make_yaml):
+    generate(make_yaml(rows=14), Shard(0, 2))
+    generation = {"max_new_tokens": 12, "batch_size": 4, "temperature": 0.3}
+    other = make_yaml(rows=14, name="other.yml", t_spin={"generation": generation})
+    with pytest.raises(TSpinError, match=r"temperature = 1\.0, and the run now has 0\.3"):
+        generate(other, Shard(1, 2))
+
+
+def test_a_damaged_block_of_another_shard_is_put_aside_for_that_shard(make_yaml, tmp_path):
+    path = make_yaml(rows=14)
+    generate(path, Shard(0, 2))
+    directory = RunDirectory(tmp_path / "out")
+    block = directory.iteration(0).responses("train") / "block_000000.parquet"
+    block.write_bytes(block.read_bytes()[:100])
+    assert generate(path, Shard(1, 2)).due == "generate"
+    assert not block.exists() and block.with_name(f"{block.name}.damaged").exists()
+    again = generate(path, Shard(0, 2))
+    assert (again.due, again.generated) == ("train", 4)
+
+
 @pytest.mark.parametrize("select", ["fraction", "advantage"])
 def test_unselected_prompts_keep_their_last_response(make_yaml, tmp_path, select):
     generation = {"max_new_tokens": 12, "batch_size": 4, "select": select, "fraction": 0.3}

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,7 @@ def claim_blocks(
         made_with: what all responses of the folder must have been made with.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for number in prompts.blocks[shard.number :: shard.total]:
-        rows = [row for row in prompts.rows_of(number) if needed[row]]
-        if not rows:
-            continue
+    for number, rows in _rows_needed(prompts, needed, prompts.blocks[shard.number :: shard.total]):
         path = block_path(folder, number)
         lock = filelock.FileLock(path.with_suffix(".lock"), timeout=0)
         try:
@@ -75,7 +72,8 @@ def is_complete(path: Path, rows: list[int], made_with: Mapping[str, Any]) -> bo
         table, metadata = read_responses(path)
     except DamagedTable as error:
         aside = path.with_name(path.name + ".damaged")
-        path.replace(aside)
+        with contextlib.suppress(FileNotFoundError):  # another process has put it aside
+            path.replace(aside)
         LOG.warning("%s; it is now %s, and its rows are made again", error, aside.name)
         return False
     _check_made_with(path, metadata["made_with"], made_with)
@@ -85,6 +83,21 @@ def is_complete(path: Path, rows: list[int], made_with: Mapping[str, Any]) -> bo
             "them anew"
         )
     return True
+
+
+def all_complete(
+    folder: Path, prompts: Prompts, needed: np.ndarray, made_with: Mapping[str, Any]
+) -> bool:
+    """Whether all blocks are complete, those of other shards too; damaged ones are put aside.
+
+    Raises:
+        TSpinError: as for `is_complete`.
+    """
+    blocks = [(block_path(folder, n), rows) for n, rows in _rows_needed(prompts, needed)]
+    if not all(path.exists() for path, _ in blocks):
+        return False  # told before any is read
+    # All of them, so that one call finds every damaged one.
+    return all([is_complete(path, rows, made_with) for path, rows in blocks])
 
 
 class Block:
@@ -206,6 +219,16 @@ def rows_done(folder: Path) -> tuple[int, int]:
             rows += len(responses)
             tokens += sum(r["tokens"] for r in responses)
     return rows, tokens
+
+
+def _rows_needed(
+    prompts: Prompts, needed: np.ndarray, blocks: Iterable[int] | None = None
+) -> Iterator[tuple[int, list[int]]]:
+    """The numbers of the blocks (of all, by default) that have rows to sample, with these."""
+    for number in prompts.blocks if blocks is None else blocks:
+        rows = [row for row in prompts.rows_of(number) if needed[row]]
+        if rows:
+            yield number, rows
 
 
 def _line(record: dict[str, Any]) -> bytes:

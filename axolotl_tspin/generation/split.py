@@ -15,7 +15,13 @@ from axolotl_tspin.diagnostics.figures import kept_scores, sampling_figures
 from axolotl_tspin.diagnostics.findings import sampling_findings
 from axolotl_tspin.diagnostics.scores import logps_of_rows
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.generation.blocks import Block, block_path, claim_blocks, rows_done
+from axolotl_tspin.generation.blocks import (
+    Block,
+    all_complete,
+    block_path,
+    claim_blocks,
+    rows_done,
+)
 from axolotl_tspin.generation.engine import Engine, Request, Response
 from axolotl_tspin.generation.progress import Progress
 from axolotl_tspin.generation.selection import current_advantages, read_selection, select_rows
@@ -172,12 +178,12 @@ class SplitSampling:
         }
 
     def is_sampled(self) -> bool:
-        needed = self.needed
-        return all(
-            block_path(self.folder, number).exists()
-            for number in self.prompts.blocks
-            if needed[np.asarray(self.prompts.rows_of(number))].any()
-        )
+        """Whether all blocks are complete, whichever process made them; damaged ones are put aside.
+
+        Raises:
+            TSpinError: the responses of some were made with other settings than this process's.
+        """
+        return all_complete(self.folder, self.prompts, self.needed, self.made_with)
 
     def assemble(self) -> None:
         """Write the triplets, if no other process has."""
