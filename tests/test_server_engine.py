@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.engine import Request
-from axolotl_tspin.generation.server_engine import ServerEngine
+from axolotl_tspin.generation.server_engine import ServerEngine, ServerUnavailable
 from axolotl_tspin.run_directory import Policy
 
 END = 2
@@ -170,10 +170,10 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def engine(folder, *servers, strangers=(), tokenize=None, **keys) -> ServerEngine:
+def engine(folder, *servers, strangers=(), tokenize=None, of=ServerEngine, **keys) -> ServerEngine:
     keys = {"patience": 20.0, "timeout": 10.0, "concurrency": 8} | keys
     urls = [s if isinstance(s, str) else s.url for s in servers]
-    return ServerEngine(
+    return of(
         GenerationConfig(backend="server", servers=urls, **keys),
         policy=Policy(str(folder)),
         strangers=list(strangers),
@@ -278,6 +278,20 @@ def test_a_server_that_comes_back_with_another_model_is_refused(folder, tmp_path
     running.close()
     assert not server.bodies, "nothing was sampled from it"
     server.stop()
+
+
+def test_the_name_is_asked_with_though_another_request_loses_the_server(folder):
+    class Unlucky(ServerEngine):
+        def _identify(self, server):
+            name = super()._identify(server)
+            lost = ServerUnavailable("of another thread")
+            lost.lost = True
+            server.failed(lost)
+            return name
+
+    with Completions(root=str(folder)) as server:
+        sampled(engine(folder, server, of=Unlucky), 6)
+        assert {body["model"] for body in server.bodies} == {"policy"}
 
 
 @pytest.mark.parametrize("fault", ["no JSON", "no choices", "too long"])

@@ -153,9 +153,9 @@ class ServerEngine:
         def attempt() -> Response:
             server = self._take()
             try:
-                if server.model is None:
-                    self._identify(server)
-                answer = self._ask(server, request)
+                # Kept here: another request that loses the server takes the name from it.
+                model = server.model or self._identify(server)
+                answer = self._ask(server, model, request)
                 with self._lock:
                     self._answered = time.monotonic()
                     server.failures, server.asked_again_at = 0, 0.0
@@ -180,14 +180,14 @@ class ServerEngine:
 
         return self._persistently(attempt)
 
-    def _ask(self, server: Server, request: Request) -> Response:
+    def _ask(self, server: Server, model: str, request: Request) -> Response:
         """One completion; ValueError (pydantic's too) or UnusableAnswer where it is none."""
         answer = self._http(
             server,
             "POST",
             "completions",
             {
-                "model": server.model,
+                "model": model,
                 "prompt": request.prompt_ids,
                 "max_tokens": request.max_new_tokens,
                 "seed": request.seed,
@@ -209,8 +209,8 @@ class ServerEngine:
             return Response(request.row, ids[: request.max_new_tokens], "length")
         return response_from_ids(request, [*ids, request.stop_ids[0]], choice.finish_reason)
 
-    def _identify(self, server: Server) -> None:
-        """Find the name under which a server serves the policy.
+    def _identify(self, server: Server) -> str:
+        """Find and remember the name under which a server serves the policy.
 
         Raises:
             TSpinError: it serves something else.
@@ -230,7 +230,7 @@ class ServerEngine:
         for name, root in models:
             if root and _same_place(root, wanted):
                 server.model = name
-                return
+                return name
         if any(root and _resolved(root) in self._strangers for _, root in models):
             raise TSpinError(
                 f"{server.url} serves {serving}, another policy of this run; this iteration "
@@ -249,6 +249,7 @@ class ServerEngine:
             f"{wanted}; `served_model` says so"
         )
         server.model = self._config.served_model
+        return self._config.served_model
 
     def _http(
         self, server: Server, method: str, path: str, body: dict[str, Any] | None = None
