@@ -29,6 +29,9 @@ LOG = get_logger(__name__)
 IN_FLIGHT = 512
 """Requests that a worker holds at once: about twice what vLLM computes together."""
 
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as `max_lora_rank`; newer versions take 1 as well."""
+
 PASSED_ON = (
     "tensor_parallel_size",
     "gpu_memory_utilization",
@@ -118,14 +121,20 @@ class VllmEngine:
     def _next(self) -> dict[str, Any]:
         number, answer = self._answers.get()
         if answer is None:
-            status = self._workers[number].wait()
             raise TSpinError(
-                f"the vLLM worker {number} ended with status {status}; its own error stands above. "
+                f"the vLLM worker {number} {self._end(number)}; its own error stands above. "
                 "What was sampled is kept: mend the cause and run the same command again"
             )
         if "ready" not in answer:
             self._in_flight[number] -= 1
         return answer
+
+    def _end(self, number: int) -> str:
+        """How a worker that gives no more answers ended, in words."""
+        try:
+            return f"ended with status {self._workers[number].wait(timeout=30)}"
+        except subprocess.TimeoutExpired:
+            return "runs on, but gave an answer that is no JSON"
 
     def _write(self, number: int, value: Mapping[str, Any]) -> None:
         stdin = self._workers[number].stdin
@@ -138,9 +147,13 @@ class VllmEngine:
     def _read(self, number: int) -> None:
         stdout = self._workers[number].stdout
         assert stdout is not None
-        for line in stdout:
-            self._answers.put((number, json.loads(line)))
-        self._answers.put((number, None))
+        try:
+            for line in stdout:
+                self._answers.put((number, json.loads(line)))
+        except ValueError:
+            pass  # a line that a killed worker left half written
+        finally:
+            self._answers.put((number, None))
 
 
 def load_vllm(policy: Policy, config: GenerationConfig, cfg: Any) -> VllmEngine:
@@ -150,7 +163,8 @@ def load_vllm(policy: Policy, config: GenerationConfig, cfg: Any) -> VllmEngine:
         cfg: Axolotl's validated configuration.
 
     Raises:
-        TSpinError: the policy is quantised in a way that vLLM would not repeat.
+        TSpinError: the policy is quantised in a way that vLLM would not repeat, or its adapter has
+            a rank that vLLM does not take.
     """
     block = cfg.vllm.to_dict() if cfg.vllm else {}
     llm = {key: block[key] for key in PASSED_ON if block.get(key) is not None}
@@ -167,8 +181,7 @@ def load_vllm(policy: Policy, config: GenerationConfig, cfg: Any) -> VllmEngine:
         llm["revision"] = cfg.revision_of_model
     llm.setdefault("max_model_len", cfg.sequence_len)
     if policy.adapter_dir:
-        rank = json.loads((Path(policy.adapter_dir) / "adapter_config.json").read_text())["r"]
-        llm |= {"enable_lora": True, "max_lora_rank": max(rank, 8)}
+        llm |= {"enable_lora": True, "max_lora_rank": max_lora_rank(Path(policy.adapter_dir))}
         if cfg.load_in_8bit:
             raise TSpinError(
                 "`load_in_8bit` with `backend: vllm`: vLLM would not load the base model's 8-bit "
@@ -184,6 +197,22 @@ def load_vllm(policy: Policy, config: GenerationConfig, cfg: Any) -> VllmEngine:
         python=config.python or sys.executable,
         gpus=_gpus(workers, block.get("tensor_parallel_size") or 1),
     )
+
+
+def max_lora_rank(adapter: Path) -> int:
+    """The smallest rank of those that vLLM takes that holds the adapter's.
+
+    Raises:
+        TSpinError: the adapter's rank is beyond all of them.
+    """
+    rank = json.loads((adapter / "adapter_config.json").read_text())["r"]
+    fitting = [known for known in LORA_RANKS if known >= rank]
+    if not fitting:
+        raise TSpinError(
+            f"{adapter / 'adapter_config.json'}: r = {rank}, and vLLM takes LoRA adapters up to "
+            f"rank {LORA_RANKS[-1]}; use `backend: transformers`"
+        )
+    return fitting[0]
 
 
 def sampling_params(config: GenerationConfig) -> dict[str, Any]:

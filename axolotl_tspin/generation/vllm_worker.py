@@ -57,9 +57,13 @@ def main() -> None:
 
 
 def _read(requests: queue.SimpleQueue) -> None:
-    for line in sys.stdin:
-        requests.put(json.loads(line))
-    requests.put(None)
+    try:
+        for line in sys.stdin:
+            requests.put(json.loads(line))
+    except ValueError:
+        pass  # a line that whoever asked left half written when it was killed
+    finally:
+        requests.put(None)
 
 
 def _answer(output) -> dict:  # type: ignore[no-untyped-def]
