@@ -121,6 +121,31 @@ def test_a_row_draws_by_its_own_seed_whatever_else_is_in_the_batch():
     assert {r.finish_reason for r in together} == {"stop", "length"}
 
 
+def test_rows_of_one_batch_end_at_their_own_tokens_alone(monkeypatch):
+    """As rows of two data sets do; rows that leave, and the caches' segments, change nothing."""
+    policy = tiny_llama(12).double()
+    requests = [
+        Request(row, [1, 3 + row % 9, 3 + row // 9], 20, row, (2,) if row % 2 else (5, 7))
+        for row in range(30)
+    ]
+
+    def answered(batch_size):
+        engine = TransformersEngine(
+            policy, pad_token_id=0, sampling=GenerationConfig(), batch_size=batch_size
+        )
+        groups = [requests[i : i + batch_size] for i in range(0, len(requests), batch_size)]
+        return [response for some in engine.sample(groups) for response in some]
+
+    alone = answered(1)
+    for segment in (1, 4, 1000):
+        monkeypatch.setattr(transformers_engine, "SEGMENT", segment)
+        assert answered(30) == alone
+    stopped = [r for r in alone if r.finish_reason == "stop"]
+    assert {r.row % 2 for r in stopped} == {0, 1}
+    assert any({5, 7} & set(r.ids) for r in alone if r.row % 2), "an end of the others is none"
+    assert any(2 in r.ids for r in alone if not r.row % 2)
+
+
 def test_prompts_read_in_parts_are_continued_as_those_read_at_once(monkeypatch):
     policy = tiny_llama(50).double()
     prompts = [[1, *(3 + (i + j) % 40 for j in range(30 + i))] for i in range(6)]

@@ -1,9 +1,9 @@
 """Cheaper decoding for transformers' generation: a cache with room, attention without copies of
-grouped heads, one random number a token.
+grouped heads, one random number a token, every row's own end.
 
-All are what transformers does, with less work: its cache is copied with every token, under a
-padding mask its `sdpa` repeats keys and values for every query head, and its sampling draws a
-random number for every token of the vocabulary.
+The first three are what transformers does, with less work: its cache is copied with every token,
+under a padding mask its `sdpa` repeats keys and values for every query head, and its sampling draws
+a random number for every token of the vocabulary. Its end tokens are the whole batch's.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from transformers import (
     AttentionMaskInterface,
     DynamicCache,
     LogitsProcessor,
+    StoppingCriteria,
 )
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -108,6 +109,28 @@ class RowSampler(LogitsProcessor):
         point = uniform.to(scores.device) * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, point, right=True)
         return torch.full_like(scores, float("-inf")).scatter_(1, drawn, 0.0)
+
+
+class RowStops(StoppingCriteria):
+    """Ends every row at its own stop tokens, which rows of several data sets do not share.
+
+    Args:
+        stop_ids: of the rows.
+    """
+
+    def __init__(self, stop_ids: Sequence[Sequence[int]], device: torch.device) -> None:
+        most = max(map(len, stop_ids))
+        # Filled up with what is no token.
+        padded = [[*ids, *[-1] * (most - len(ids))] for ids in stop_ids]
+        self._stop_ids = torch.tensor(padded, dtype=torch.long, device=device)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch."""
+        self._stop_ids = self._stop_ids[rows]
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        """(rows,) bool: the rows that have ended with their last token."""
+        return (input_ids[:, -1:] == self._stop_ids).any(dim=1)
 
 
 def decoding_attention(

@@ -8,13 +8,19 @@ import transformers
 from transformers import (
     DynamicCache,
     LogitsProcessorList,
+    StoppingCriteriaList,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
 from transformers import GenerationConfig as DecodingConfig
 
 from axolotl_tspin.config import GenerationConfig
-from axolotl_tspin.generation.decoding import RowSampler, give_room, use_decoding_attention
+from axolotl_tspin.generation.decoding import (
+    RowSampler,
+    RowStops,
+    give_room,
+    use_decoding_attention,
+)
 from axolotl_tspin.generation.engine import Request, Response
 from axolotl_tspin.policies import base_of
 
@@ -68,15 +74,15 @@ class TransformersEngine:
             sequences[i, start:] = torch.tensor(request.prompt_ids)
             mask[i, start:] = 1
         sequences, mask = sequences.to(device), mask.to(device)
-        stop_ids = {token for request in group for token in request.stop_ids}
         # The checkpoint's own generation_config must not add to the YAML's settings: T-SPIN
         # samples from the policy, not from a truncated or penalised copy of it.
         self._model.generation_config = DecodingConfig(
             do_sample=False,
-            eos_token_id=sorted(stop_ids),
+            eos_token_id=None,  # every row has its own: see RowStops
             pad_token_id=self._pad_token_id,
             use_cache=True,
         )
+        stops = RowStops([request.stop_ids for request in group], device)
         processors = LogitsProcessorList()
         sampler = None
         if self._sampling.temperature > 0:
@@ -100,6 +106,7 @@ class TransformersEngine:
                 attention_mask=mask,
                 past_key_values=cache,
                 logits_processor=processors,
+                stopping_criteria=StoppingCriteriaList([stops]),
                 prefill_chunk_size=None if cache else self._prefill_chunk(len(group), longest),
                 max_new_tokens=min(SEGMENT, left) if shrinks else left,
                 return_dict_in_generate=True,
@@ -109,7 +116,7 @@ class TransformersEngine:
                 give_room(cache)
             staying = []
             for position, i in enumerate(alive):
-                response = _ended(group[i], sequences[position, longest:].tolist(), stop_ids)
+                response = _ended(group[i], sequences[position, longest:].tolist())
                 if response is None:
                     staying.append(position)
                 else:
@@ -118,6 +125,7 @@ class TransformersEngine:
                 alive = [alive[position] for position in staying]
                 index = torch.tensor(staying, device=device)
                 sequences, mask = sequences[index], mask[index]
+                stops.keep(index)
                 if sampler:
                     sampler.keep(staying)
                 if isinstance(cache, DynamicCache):
@@ -160,10 +168,10 @@ def batch_size_for(model: Any, setting: int | Literal["auto"], tokens: int) -> i
     return min(max(1 << max(fitting.bit_length() - 1, 0), 1), LARGEST_BATCH)
 
 
-def _ended(request: Request, ids: list[int], stop_ids: set[int]) -> Response | None:
+def _ended(request: Request, ids: list[int]) -> Response | None:
     """The response, if these tokens are all of it."""
     for position, token in enumerate(ids[: request.max_new_tokens]):
-        if token in stop_ids:
+        if token in request.stop_ids:
             return Response(request.row, ids[:position], "stop")
     if len(ids) >= request.max_new_tokens:
         return Response(request.row, ids[: request.max_new_tokens], "length")
