@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.ranks import rank
@@ -49,18 +50,27 @@ def _folder(name: str, revision: str | None, *, download: bool = True) -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=list(WEIGHT_FILES),
-                local_files_only=not download,
+        for pattern in WEIGHT_FILES:
+            folder = Path(
+                snapshot_download(
+                    name, revision=revision, local_files_only=not download, **_hub_filter(pattern)
+                )
             )
-        )
+            if _weight_files(folder):
+                break
+        return folder
     except (HFValidationError, LocalEntryNotFoundError) as error:
         raise TSpinError(
             f"`{name}` is neither a folder nor a model that the hub has or had ({error})"
         ) from error
+
+
+def _hub_filter(pattern: str) -> dict[str, Any]:
+    """What of a hub's model to download: one kind of weights, of the top folder alone.
+
+    The hub's `*` also stands for folders.
+    """
+    return {"allow_patterns": [pattern], "ignore_patterns": ["*/*", *NOT_WEIGHTS]}
 
 
 def _remembered(folder: Path, remembered: Path) -> str:

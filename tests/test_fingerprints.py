@@ -3,9 +3,11 @@
 import os
 import shutil
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import tiny_llama
+from huggingface_hub.utils import filter_repo_objects
 
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.fingerprints import policy_fingerprint, weights_size
@@ -78,3 +80,47 @@ def test_the_size_is_that_of_the_files(model):
     files = model.glob("*.safetensors")
     assert weights_size(Policy(str(model))) == sum(f.stat().st_size for f in files)
     assert weights_size(Policy("nobody/no-such-model")) is None
+
+
+@pytest.mark.parametrize(
+    "names, downloaded",
+    [
+        (
+            ["model-1.safetensors", "pytorch_model.bin", "model.gguf", "onnx/model.safetensors"],
+            [["model-1.safetensors"]],
+        ),
+        (
+            ["pytorch_model.bin", "training_args.bin", "model.gguf", "original/params.bin"],
+            [[], ["pytorch_model.bin"]],
+        ),
+        (["model.gguf", "optimizer.bin"], [[], [], ["model.gguf"]]),
+    ],
+)
+def test_of_a_hubs_model_the_first_kind_of_weights_that_it_has_is_fetched(
+    tmp_path, monkeypatch, names, downloaded
+):
+    """The hub's own filter, on the names of its files."""
+    fetched = []
+
+    def snapshot_download(name, *, revision, local_files_only, **patterns):
+        wanted = list(filter_repo_objects(names, **patterns))
+        fetched.append(wanted)
+        for file in wanted:
+            (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert weights_size(Policy("somebody/model")) == 0
+    assert fetched == downloaded
+
+
+def test_a_hubs_model_that_is_on_disk_already_needs_no_hub(tmp_path, monkeypatch):
+    """In the hub's cache with the second kind of weights alone."""
+    snapshot = tmp_path / "models--somebody--model" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "pytorch_model.bin").write_bytes(b"weights")
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert weights_size(Policy("somebody/model")) == len(b"weights")
+    assert policy_fingerprint(Policy("somebody/model"), tmp_path / "fingerprints.json")
