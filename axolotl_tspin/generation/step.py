@@ -158,8 +158,11 @@ def load_engine(
 ) -> tuple[Engine, PreTrainedTokenizerBase]:
     """The engine that the YAML names, with the policy; closed when the stack is."""
     config: GenerationConfig = plan.config.generation
-    # A selection may have loaded the policy: its memory is the engine's now.
+    # A selection may have loaded the policy: its memory is the engine's now, which may be another
+    # process's.
     gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     engine: Engine
     if config.backend == "transformers":
         from axolotl_tspin.generation.transformers_engine import TransformersEngine, batch_size_for
