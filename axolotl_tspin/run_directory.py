@@ -23,6 +23,7 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -192,11 +193,11 @@ class RunDirectory:
 
     def check_writable(self) -> None:
         """Raises TSpinError where nothing can be written, before anything is computed."""
-        probe = self.path / f".writable.{os.getpid()}"
+        probe = self.path / f".writable.{_unique()}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         except OSError as error:
             raise TSpinError(
                 f"`output_dir: {self.path}` is not a folder that can be written to "
@@ -306,7 +307,7 @@ class RunDirectory:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Give `write` a temporary path beside `path` and put the result in place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_unique()}.tmp")
     try:
         write(temporary)
         with open(temporary, "rb") as written:
@@ -324,6 +325,12 @@ def write_json(path: Path, value: Any) -> None:
 def digest(value: Any) -> str:
     """A short hash of anything that JSON can write."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _unique() -> str:
+    """Part of a temporary file's name. Not only the process's number: on another machine it may be
+    the same."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _is_json(path: Path) -> bool:

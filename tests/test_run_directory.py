@@ -1,6 +1,7 @@
 """The run directory says by its contents which iteration is due and which step of it."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -90,6 +91,19 @@ def test_an_output_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TSpinError, match=r"output_dir: .*file/out.*Not a directory"):
         RunDirectory(tmp_path / "file" / "out").check_writable()
+
+
+def test_two_writers_with_the_same_process_number_do_not_meet(tmp_path, monkeypatch):
+    """As on two machines with one file system."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    path = tmp_path / "file"
+
+    def meanwhile(temporary):
+        temporary.write_text("first")
+        write_atomically(path, lambda other: other.write_text("second"))
+
+    write_atomically(path, meanwhile)
+    assert path.read_text() == "first"
 
 
 def test_only_checkpoints_that_were_written_to_their_end_count(tmp_path):
