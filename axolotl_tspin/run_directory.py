@@ -162,8 +162,8 @@ class RunDirectory:
         return self.path / "prompts" / f"{split}.parquet"
 
     def splits(self) -> list[str]:
-        """The splits that the run has prompts of."""
-        return [split for split in SPLITS if self.prompts(split).exists()]
+        """The splits that the run has prompts of; what a failed first step left is no run's."""
+        return [split for split in SPLITS if self.exists() and self.prompts(split).exists()]
 
     def iteration(self, number: int) -> Iteration:
         return Iteration(self.path / f"iteration_{number}")
@@ -203,6 +203,23 @@ class RunDirectory:
                 f"`output_dir: {self.path}` is not a folder that can be written to "
                 f"({error.strerror}); free the place or name another"
             ) from error
+
+    def clear_unbegun(self) -> None:
+        """Delete what a first step that failed before the run began has frozen, or imported.
+
+        Responses stay: they carry which prompts they answer.
+
+        Raises:
+            TSpinError: an iteration is trained here, so that only the manifest is missing.
+        """
+        if self.iteration(0).trained_marker.exists():
+            raise TSpinError(
+                f"{self.path} holds a trained iteration, but {self.manifest.name} is missing; "
+                "restore it, or use another `output_dir`; nothing was changed"
+            )
+        for folder in (self.prompts("train").parent, self.iteration(0).triplets("train").parent):
+            if folder.exists():
+                shutil.rmtree(folder)
 
     def begin(
         self, identity: Mapping[str, Any], versions: Mapping[str, str], *, initial_policy: str

@@ -12,15 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from axolotl.cli.config import load_cfg
 from conftest import ROOT, conversations, pretend_trained, tiny_llama, write_jsonl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.generation import store
+from axolotl_tspin.generation import importing, step, store
 from axolotl_tspin.generation.blocks import rows_done
 from axolotl_tspin.generation.shards import Shard
 from axolotl_tspin.generation.step import generate
+from axolotl_tspin.generation.store import Prompts
 from axolotl_tspin.resolve import prepare_training, read_yaml
 from axolotl_tspin.run_directory import RunDirectory
 from axolotl_tspin.tables import TableWriter, read_table
@@ -351,6 +353,43 @@ def test_evaluation_data_gets_its_responses_too(make_yaml, tmp_path):
     held_out = [{"path": str(data), "type": "t_spin.chat_template"}]
     assert generate(make_yaml(rows=5, test_datasets=held_out)).generated == 8
     assert len(rows_of(tmp_path / "out/iteration_0/triplets/test.parquet")) == 3
+
+
+def test_what_a_first_step_froze_that_failed_is_frozen_anew(make_yaml, tmp_path):
+    """The YAML had evaluation data, and other rows."""
+    data = write_jsonl(tmp_path / "held_out.jsonl", conversations(3))
+    held_out = [{"path": str(data), "type": "t_spin.chat_template"}]
+    generate(make_yaml(rows=4, test_datasets=held_out))
+    directory = RunDirectory(tmp_path / "out")
+    directory.manifest.unlink()
+    shutil.rmtree(directory.iteration(0).path / "responses")
+    outcome = generate(make_yaml(rows=6))
+    assert (outcome.due, outcome.generated) == ("train", 6)
+    assert directory.splits() == ["train"]
+    assert len(rows_of(directory.iteration(0).triplets("train"))) == 6
+
+
+@pytest.mark.parametrize("module", [step, importing])
+def test_a_run_that_another_process_begins_meanwhile_is_not_taken_for_ours(
+    make_yaml, tmp_path, monkeypatch, module
+):
+    first = make_yaml(rows=4, name="first.yml")
+    rows = [{**row, "synthetic": "no", "proto_synthetic": "no"} for row in conversations(4)]
+    entry = {
+        "path": str(write_jsonl(tmp_path / "rows.jsonl", rows)),
+        "type": "t_spin.chat_template",
+    }
+    ours = make_yaml(rows=6) if module is step else make_yaml(datasets=[entry])
+
+    def meanwhile(raw):
+        monkeypatch.setattr(module, "load_cfg", load_cfg)
+        generate(first)
+        return load_cfg(raw)
+
+    monkeypatch.setattr(module, "load_cfg", meanwhile)
+    with pytest.raises(TSpinError, match=r"begun with another configuration|has begun meanwhile"):
+        (step.generate if module is step else importing.import_run)(ours)
+    assert Prompts(RunDirectory(tmp_path / "out").prompts("train")).rows == 4
 
 
 def test_the_script_is_the_command(make_yaml, tmp_path):

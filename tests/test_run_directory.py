@@ -106,6 +106,27 @@ def test_two_writers_with_the_same_process_number_do_not_meet(tmp_path, monkeypa
     assert path.read_text() == "first"
 
 
+def test_what_was_frozen_without_a_run_is_cleared_but_no_response(tmp_path):
+    run = RunDirectory(tmp_path)
+    response = run.iteration(0).responses("train") / "block_000000.parquet"
+    for path in (run.prompts("test"), run.iteration(0).triplets("train"), response):
+        touch(path)
+    assert run.due(2) == Due(0, "generate") and run.splits() == []
+    run.clear_unbegun()
+    assert not run.prompts("test").exists()
+    assert not run.iteration(0).triplets("train").exists()
+    assert response.exists()
+
+
+def test_a_trained_run_without_its_manifest_is_not_begun_again(tmp_path):
+    run = begun(tmp_path)
+    touch(run.iteration(0).trained_marker)
+    run.manifest.unlink()
+    with pytest.raises(TSpinError, match=r"t_spin\.json is missing; restore it"):
+        run.clear_unbegun()
+    assert run.prompts("train").exists()
+
+
 def test_only_checkpoints_that_were_written_to_their_end_count(tmp_path):
     iteration = RunDirectory(tmp_path).iteration(0)
     assert iteration.last_checkpoint() is None

@@ -12,9 +12,10 @@ from axolotl.common.datasets import load_datasets
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.logging import get_logger
 
-from axolotl_tspin.generation.step import begin_run
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.generation.step import begin_run, freeze_lock
 from axolotl_tspin.generation.store import SUFFIXES, TRIPLETS_SCHEMA, Prompts, freeze_prompts
-from axolotl_tspin.resolve import prepare_import, read_yaml
+from axolotl_tspin.resolve import GenerationPlan, prepare_import, read_yaml
 from axolotl_tspin.run_directory import RunDirectory
 from axolotl_tspin.tables import TableWriter
 
@@ -38,6 +39,18 @@ def import_run(config_path: str | Path) -> RunDirectory:
     plan.run.check_writable()
     cfg = load_cfg(raw)
     cfg.val_set_size = 0
+    with freeze_lock(plan.run):
+        if plan.run.exists():
+            raise TSpinError(
+                f"{plan.run.path} holds a run, which another process has begun meanwhile; import "
+                "into another `output_dir`"
+            )
+        plan.run.clear_unbegun()
+        _freeze_with_responses(plan, cfg)
+    return plan.run
+
+
+def _freeze_with_responses(plan: GenerationPlan, cfg: Any) -> None:
     tokenizer = load_tokenizer(cfg)
     shutil.rmtree(cfg.dataset_prepared_path, ignore_errors=True)
     data = load_datasets(cfg=cfg)
@@ -48,7 +61,6 @@ def import_run(config_path: str | Path) -> RunDirectory:
             _write_triplets(plan.run, split, rows, tokenizer, source)
     begin_run(plan)
     shutil.rmtree(cfg.dataset_prepared_path, ignore_errors=True)
-    return plan.run
 
 
 def _write_triplets(

@@ -70,8 +70,11 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
         return Outcome(plan.run, plan.due.iteration, plan.due.step, 0)
     plan.run.check_writable()
     cfg = load_cfg(raw)
-    with filelock.FileLock(plan.run.path / ".freeze.lock"):
-        if not plan.run.exists():
+    with freeze_lock(plan.run):
+        if plan.run.exists():
+            # Perhaps begun after our first look, by a process with another YAML.
+            plan.run.check_identity(plan.identity)
+        else:
             freeze(plan, cfg)
     if use_ray:
         from axolotl_tspin.generation.ray_tasks import generate_on_ray
@@ -114,8 +117,17 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
     return Outcome(plan.run, plan.due.iteration, "train" if complete else "generate", generated)
 
 
+def freeze_lock(run: RunDirectory) -> filelock.FileLock:
+    """Held by the one process that begins a run."""
+    return filelock.FileLock(run.path / ".freeze.lock")
+
+
 def freeze(plan: GenerationPlan, cfg: Any) -> None:
-    """Encode the annotated data through Axolotl's pipeline and keep it for the whole run."""
+    """Encode the annotated data through Axolotl's pipeline and keep it for the whole run.
+
+    The caller holds the `freeze_lock`, and found no run.
+    """
+    plan.run.clear_unbegun()
     cfg.val_set_size = 0
     cfg.test_datasets = cfg.test_datasets if plan.with_test else None
     # Left open on a Ray driver; Axolotl counts steps with it, which nobody reads here.
