@@ -3,6 +3,7 @@
 Imports stay inside the commands: `axolotl --help` loads this module.
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,12 @@ import click
 from axolotl_tspin.errors import TSpinError
 
 CONFIG = click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+AS_JSON = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="For programs: `python -m axolotl_tspin …` prints it alone, `axolotl` a logo before it.",
+)
 
 
 @click.group(name="t-spin")
@@ -76,7 +83,7 @@ def run(config: Path, train_arguments: tuple[str, ...]) -> None:
 
 @t_spin.command()
 @CONFIG
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 def status(config: Path, as_json: bool) -> None:
     """Show how far CONFIG's run is."""
     from rich import box
@@ -87,8 +94,9 @@ def status(config: Path, as_json: bool) -> None:
     from axolotl_tspin.status import run_status
 
     try:
-        settings, directory = inspect_run(read_yaml(config))
-        rows = run_status(directory, settings)
+        with _libraries_print_to_stderr(as_json):
+            settings, directory = inspect_run(read_yaml(config))
+            rows = run_status(directory, settings)
     except TSpinError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -133,7 +141,7 @@ def status(config: Path, as_json: bool) -> None:
 
 @t_spin.command()
 @CONFIG
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 @click.option(
     "--ranks",
     type=click.IntRange(min=1),
@@ -147,7 +155,8 @@ def plan(config: Path, as_json: bool, ranks: int | None) -> None:
     from axolotl_tspin.planning import plan_run
 
     try:
-        planned = plan_run(config, ranks or torch.cuda.device_count() or 1)
+        with _libraries_print_to_stderr(as_json):
+            planned = plan_run(config, ranks or torch.cuda.device_count() or 1)
     except TSpinError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -388,7 +397,7 @@ def lm_eval(config: Path) -> None:
     help="*.parquet, *.jsonl or *.csv with `row` and a column for each judged response.",
 )
 @click.option("--rows", type=click.IntRange(min=3), help="Only the first scored triplets.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 def reward_check(
     config: Path,
     iteration: int | None,
@@ -409,8 +418,9 @@ def reward_check(
     from axolotl_tspin.diagnostics.reward_check import check_rewards
 
     try:
-        judge = judge_of(reward_model, answer, scores)
-        checked = check_rewards(config, judge, iteration=iteration, rows=rows)
+        with _libraries_print_to_stderr(as_json):
+            judge = judge_of(reward_model, answer, scores)
+            checked = check_rewards(config, judge, iteration=iteration, rows=rows)
     except TSpinError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -443,6 +453,11 @@ def reward_check(
             f"{row.kendall_low:.3f} to {row.kendall_high:.3f}",
         )
     Console().print(table)
+
+
+def _libraries_print_to_stderr(wanted: bool) -> contextlib.AbstractContextManager[Any]:
+    """Where it is wanted, leaves stdout to the JSON that follows."""
+    return contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext()
 
 
 def _exit_as(error: Any) -> NoReturn:

@@ -1,10 +1,13 @@
 """status, plan, export and import, on a run with a real (tiny) policy."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
-from conftest import conversations, pretend_trained, write_jsonl
+from conftest import ROOT, conversations, pretend_trained, write_jsonl
 from datasets import load_dataset
 
 from axolotl_tspin.cli import t_spin
@@ -62,6 +65,20 @@ def test_status_tells_each_iteration(run):
 def test_status_before_the_run_has_begun(make_yaml):
     [row] = json.loads(call("status", make_yaml(), "--json"))
     assert (row["step"], row["rows"], row["sampled"]) == ("generate", 0, 0)
+
+
+@pytest.mark.parametrize("command", ["status", "plan"])
+def test_json_for_programs_is_alone_on_stdout(make_yaml, command):
+    """Through the real process, with Axolotl's loggers and all."""
+    done = subprocess.run(
+        [sys.executable, "-m", "axolotl_tspin", command, str(make_yaml()), "--json"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "AXOLOTL_LOG_LEVEL": "DEBUG"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
 
 
 def test_plan_counts_what_is_left(run, make_yaml, tmp_path):
