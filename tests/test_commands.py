@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+import yaml
+from axolotl.utils.dict import DictDefault
 from click.testing import CliRunner
 from conftest import ROOT, conversations, pretend_trained, write_jsonl
 from datasets import load_dataset
@@ -79,6 +82,54 @@ def test_json_for_programs_is_alone_on_stdout(make_yaml, command):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"rl: t_spin\ndatasets: [x: {", "no valid YAML"),
+        (b"\xff\xfe\x00\x01", "no text in UTF-8"),
+        (b"- rl: t_spin\n", "holds a list; expected keys and values"),
+        (b"rl", "holds `rl`; expected keys"),
+        (b"", "holds nothing; expected keys"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_named(tmp_path, content, expected):
+    path = tmp_path / "run.yml"
+    path.write_bytes(content)
+    for command in ("status", "generate", "plan"):
+        output = refused(command, path)
+        assert output.startswith("Error: ") and "run.yml" in output and expected in output
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"datasets": {"path": "x"}}, "`datasets` is a block of keys; expected a list of data"),
+        ({"datasets": "foo"}, "`datasets` is `foo`; expected a list of data sets"),
+        ({"datasets": ["x.jsonl"]}, "`datasets[0]` is `x.jsonl`; expected a data set's keys"),
+        ({"test_datasets": [{"type": "t_spin.spin"}]}, "`test_datasets[0].path` is missing"),
+        ({"accelerator_config": True}, "`accelerator_config` is `True`; expected keys and values"),
+        ({"output_dir": ["out"]}, "`output_dir` is a list; expected text"),
+        ({"t_spin": [1]}, "`t_spin` is a list; expected keys"),
+    ],
+)
+def test_a_value_of_another_shape_is_named_with_its_key(make_yaml, keys, expected):
+    path = make_yaml(**keys)
+    for command in ("status", "generate"):
+        output = refused(command, path)
+        assert output.startswith("Error: ") and "run.yml: " in output and expected in output
+    with pytest.raises(TSpinError, match=re.escape(expected)):
+        prepare_training(DictDefault(yaml.safe_load(path.read_text())))
+
+
+@pytest.mark.parametrize("data", [{"path": "away.jsonl"}, {"path": "here.jsonl", "split": "rest"}])
+def test_data_that_cannot_be_loaded_is_named(make_yaml, tmp_path, data):
+    write_jsonl(tmp_path / "here.jsonl", conversations(2))
+    path = make_yaml(datasets=[data | {"type": "t_spin.chat_template"}])
+    for command in ("generate", "plan", "import"):
+        output = refused(command, path)
+        assert f"`datasets[0]`: the data in {data['path']} cannot be loaded" in output
 
 
 def test_plan_counts_what_is_left(run, make_yaml, tmp_path):
