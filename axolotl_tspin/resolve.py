@@ -27,6 +27,7 @@ from axolotl_tspin.contradictions import (
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.fingerprints import policy_fingerprint
 from axolotl_tspin.generation.store import Prompts, check_reference, check_triplets
+from axolotl_tspin.public_names import data_without_credentials, without_credentials
 from axolotl_tspin.ranks import rank
 from axolotl_tspin.run_directory import (
     Due,
@@ -402,6 +403,8 @@ def _begin(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory, Policy, dict[str,
             raise TSpinError(f"`{key}` is missing from the YAML; `rl: t_spin` needs it")
     identity = {key: _plain(cfg.get(key)) for key in IDENTITY_KEYS}
     for key in ("datasets", "test_datasets"):
+        identity[key] = data_without_credentials(identity[key])
+    for key in ("datasets", "test_datasets"):
         for index, entry in enumerate(cfg.get(key) or []):
             _translate_entry(entry, f"{key}[{index}]")
     initial = Policy(cfg["base_model"], cfg.get("lora_model_dir"))
@@ -483,10 +486,12 @@ def _load_data(cfg: RawConfig, entry: RawConfig, where: str) -> Any:
             DictDefault(entry), use_auth_token=bool(cfg.get("hf_use_auth_token"))
         )
     except (ValueError, OSError, ImportError, DatasetsError) as error:
+        path = without_credentials(entry["path"])
+        reason = " ".join(str(error).replace(entry["path"], path).split())[:300]
         raise TSpinError(
-            f"{where}: the data in {entry['path']} cannot be loaded "
-            f"({' '.join(str(error).split())[:300]}). Expected a file (*.jsonl, *.parquet, …), a "
-            "folder or a name on the hub: look at `path`, `split`, `name` and `data_files`"
+            f"{where}: the data in {path} cannot be loaded ({reason}). Expected a file "
+            "(*.jsonl, *.parquet, …), a folder or a name on the hub: look at `path`, `split`, "
+            "`name` and `data_files`"
         ) from error
 
 
