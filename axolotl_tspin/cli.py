@@ -253,8 +253,8 @@ def _ranks(number: int) -> str:
 def export(config: Path, target: str, iteration: int | None, style: Any) -> None:
     """Write an iteration's triplets to TARGET: *.parquet, *.jsonl or hub:<user>/<data set>.
 
-    `trl` is TRL's preference format (chosen = annotated, rejected = synthetic), `spin` is SPIN's
-    (real, generated).
+    `trl` is TRL's preference format (chosen = annotated, rejected = synthetic), for data that has
+    messages in all rows or in none; `spin` is SPIN's (real, generated).
     """
     from axolotl_tspin.exporting import export as export_triplets
     from axolotl_tspin.resolve import inspect_run, read_yaml

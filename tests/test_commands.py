@@ -11,8 +11,9 @@ import yaml
 from axolotl.utils.dict import DictDefault
 from click.testing import CliRunner
 from conftest import ROOT, conversations, pretend_trained, write_jsonl
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 
+from axolotl_tspin import exporting
 from axolotl_tspin.cli import t_spin
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.step import generate
@@ -200,6 +201,94 @@ def test_an_export_reads_back_in_each_format(run, tmp_path, ending):
         assert row["real"][:-1] == row["generated"][:-1]
         assert row["real"][-1]["content"] == triplet["annotated"]
         assert row["generated"][-1]["content"] == triplet["synthetic"]
+
+
+CALL = {"function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+MIXED = [
+    {"role": "user", "content": "1 + 2?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "3", "name": "add"},
+]
+
+
+@pytest.fixture
+def mixed(make_yaml, tmp_path):
+    """A run of three rows of plain text and one with messages that carry tool calls."""
+    texts = [{"prompt": f"Say {i}.", "response": f"It is {i}."} for i in range(3)]
+    answer = {"role": "assistant", "content": "It is 3."}
+    write_jsonl(tmp_path / "texts.jsonl", texts)
+    write_jsonl(tmp_path / "messages.jsonl", [{"messages": [*MIXED, answer]}])
+    path = make_yaml(
+        datasets=[
+            {"path": str(tmp_path / "texts.jsonl"), "type": "t_spin.instruction"},
+            {"path": str(tmp_path / "messages.jsonl"), "type": "t_spin.chat_template"},
+        ],
+        shuffle_merged_datasets=False,
+    )
+    generate(path)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+@pytest.mark.parametrize("group", [1, 1000])
+def test_an_export_of_mixed_data_loses_nothing(mixed, tmp_path, ending, group, monkeypatch):
+    """Neither messages, where the first row has none, nor a message's other keys."""
+    monkeypatch.setattr(exporting, "GROUP", group)
+
+    def exported(style: str) -> list[dict]:
+        target = tmp_path / "made" / f"{style}.{ending}"
+        assert "4 rows" in call("export", mixed, target, "--format", style)
+        kind = "json" if ending == "jsonl" else "parquet"
+        rows = list(load_dataset(kind, data_files=str(target), split="train"))
+        return sorted(rows, key=lambda row: "1 + 2?" in str(row))
+
+    *texts, last = exported("triplets")
+    assert [row["messages"] for row in texts] == [None] * 3
+    assert [without_nulls(m) for m in last["messages"]] == MIXED
+    assert texts[0]["annotated"].startswith("It is ")
+    *texts, last = exported("spin")
+    assert [without_nulls(m) for m in last["real"][:-1]] == MIXED
+    assert without_nulls(last["real"][-1])["content"] == "It is 3."
+    assert all(len(row["generated"]) == 2 for row in texts)
+
+
+def without_nulls(message: dict) -> dict:
+    """What Parquet and `datasets` fill in for keys that other messages have."""
+    return {key: value for key, value in message.items() if value is not None}
+
+
+def test_trl_has_no_place_for_mixed_data(mixed, tmp_path):
+    output = refused("export", mixed, tmp_path / "trl.jsonl", "--format", "trl")
+    assert "row 0 was made of plain text, row 3 of messages" in output
+    assert [p.name for p in tmp_path.iterdir() if "trl" in p.name] == [], "nothing is left behind"
+
+
+def test_an_export_that_parquet_cannot_hold_is_told(make_yaml, tmp_path):
+    other = [m | ({"tool_calls": ["add"]} if "tool_calls" in m else {}) for m in MIXED]
+    answer = {"role": "assistant", "content": "It is 3."}
+    write_jsonl(tmp_path / "first.jsonl", [{"messages": [*MIXED, answer]}])
+    write_jsonl(tmp_path / "second.jsonl", [{"messages": [*other, answer]}])
+    kind = "t_spin.chat_template"
+    path = make_yaml(
+        output_dir=str(tmp_path / "other"),
+        datasets=[
+            {"path": str(tmp_path / f"{name}.jsonl"), "type": kind} for name in ("first", "second")
+        ],
+    )
+    generate(path)
+    assert "Export to *.jsonl" in refused("export", path, tmp_path / "rows.parquet")
+    assert "2 rows" in call("export", path, tmp_path / "rows.jsonl")
+
+
+def test_an_export_to_the_hub_pushes_the_rows(run, monkeypatch):
+    """All but the upload itself."""
+    path, _ = run
+    pushed = {}
+    monkeypatch.setattr(
+        Dataset, "push_to_hub", lambda data, name: pushed.update({name: data.to_list()})
+    )
+    assert "10 rows" in call("export", path, "hub:me/triplets")
+    assert len(pushed["me/triplets"]) == 10 and pushed["me/triplets"][0]["messages"]
 
 
 def test_an_export_that_cannot_be_is_named(run, tmp_path):
