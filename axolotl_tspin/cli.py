@@ -41,7 +41,7 @@ def generate(config: Path) -> None:
     except TSpinError as error:
         raise click.ClickException(str(error)) from error
     if outcome.due == "done":
-        click.echo(f"All iterations of the run in {outcome.run.path} are trained.")
+        click.echo(f"{_what_is_trained(config)}.")
     elif outcome.due == "generate":
         click.echo(
             f"Iteration {outcome.iteration}: {outcome.generated} responses sampled; the rest is "
@@ -78,7 +78,7 @@ def run(config: Path, train_arguments: tuple[str, ...]) -> None:
         raise click.ClickException(str(error)) from error
     except StepFailed as error:
         _exit_as(error)
-    click.echo(f"All iterations of {config} are trained; see `axolotl t-spin status {config}`.")
+    click.echo(f"{_what_is_trained(config)}; see `axolotl t-spin status {config}`.")
 
 
 @t_spin.command()
@@ -184,7 +184,7 @@ def _work_table(config: Path, planned: Any) -> Any:
     passes = planned.iterations[0].passes if planned.iterations else 0
     table = Table(
         title=f"What is left of {config}",
-        caption=f"{lengths.rows} rows; mean tokens: prompt {lengths.prompt:.0f}, annotated "
+        caption=f"{_rows(lengths)}; mean tokens: prompt {lengths.prompt:.0f}, annotated "
         f"{lengths.annotated:.0f}, sampled {lengths.response:.0f} "
         f"({'measured' if lengths.measured else 'at most: max_new_tokens'}). trained: tokens of "
         "one pass over the triplets, the prompt in each of three rows; updates: of "
@@ -233,6 +233,11 @@ def _memory_table(memory: Any) -> Any:
         table.add_column("peak" if name == "total" else name, justify="right", no_wrap=True)
     table.add_row(*map(_memory_size, parts.values()))
     return table
+
+
+def _rows(lengths: Any) -> str:
+    test = f" and {lengths.test_rows} for evaluation" if lengths.test_rows else ""
+    return f"{lengths.rows} rows{test}"
 
 
 def _ranks(number: int) -> str:
@@ -458,6 +463,19 @@ def reward_check(
 def _libraries_print_to_stderr(wanted: bool) -> contextlib.AbstractContextManager[Any]:
     """Where it is wanted, leaves stdout to the JSON that follows."""
     return contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext()
+
+
+def _what_is_trained(config: Path) -> str:
+    """Of a run that has nothing left to do: a pinned iteration may be followed by others."""
+    from axolotl_tspin.resolve import inspect_run, read_yaml
+
+    settings, directory = inspect_run(read_yaml(config))
+    if settings.iteration is None:
+        return f"All iterations of the run in {directory.path} are trained"
+    return (
+        f"Iteration {settings.iteration} of the run in {directory.path}, which "
+        "`t_spin.iteration` pins, is trained"
+    )
 
 
 def _exit_as(error: Any) -> NoReturn:

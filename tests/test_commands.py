@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -19,13 +20,13 @@ from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.step import generate
 from axolotl_tspin.resolve import prepare_training, read_yaml
 from axolotl_tspin.run_directory import RunDirectory
-from axolotl_tspin.tables import read_table
+from axolotl_tspin.tables import read_metadata, read_table, write_table
 
 
 def call(*arguments) -> str:
     result = CliRunner().invoke(t_spin, [str(a) for a in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def refused(*arguments) -> str:
@@ -159,6 +160,53 @@ def test_plan_counts_what_is_left(run, make_yaml, tmp_path):
     assert left["training_seconds"] == trained["training_seconds"] == 12.0
     rate = trained["tokens"] / trained["generation_seconds"]
     assert left["sampling_seconds"] == pytest.approx(left["sampled_tokens"] / rate)
+
+
+def test_plan_counts_the_responses_of_both_splits(make_yaml, tmp_path):
+    """Stopped half-way, those of one split are not taken for the other's."""
+    write_jsonl(tmp_path / "test.jsonl", conversations(4))
+    test = {"path": str(tmp_path / "test.jsonl"), "type": "t_spin.chat_template"}
+    path = make_yaml(rows=10, test_datasets=[test])
+
+    def responses() -> list[int]:
+        planned = json.loads(call("plan", path, "--json"))
+        assert (planned["lengths"]["rows"], planned["lengths"]["test_rows"]) == (10, 4)
+        return [row["responses"] for row in planned["iterations"]]
+
+    assert responses() == [14, 14]
+    assert "10 rows and 4 for evaluation" in " ".join(call("plan", path).split())
+    generate(path)
+    assert responses() == [0, 14]
+    iteration = RunDirectory(tmp_path / "out").iteration(0)
+    iteration.triplets("train").unlink()
+    iteration.triplets("test").unlink()
+    assert responses() == [0, 14], "their responses are there"
+    shutil.rmtree(iteration.responses("train"))
+    assert responses() == [10, 14]
+
+
+def test_plan_measures_the_last_triplets_of_ten_and_more(run, make_yaml):
+    """iteration_10 comes after iteration_9."""
+    _, directory = run
+    long = make_yaml(rows=10, name="long.yml", t_spin={"iterations": 12})
+    for number in (9, 10):
+        shutil.copytree(directory.iteration(0).path, directory.iteration(number).path)
+    table, _ = read_table(directory.iteration(0).triplets("train"))
+    metadata = read_metadata(directory.iteration(0).triplets("train"))
+    metadata |= {"sampled": 10, "tokens": 70}
+    write_table(directory.iteration(10).triplets("train"), table, metadata)
+    assert json.loads(call("plan", long, "--json"))["lengths"]["response"] == 7.0
+
+
+def test_a_pinned_iteration_that_is_trained_is_the_one_named(run, make_yaml):
+    path, directory = run
+    pinned = {"iterations": 2, "iteration": 0}
+    once = make_yaml(rows=10, name="pinned.yml", t_spin=pinned)
+    for command in ("generate", "run"):
+        output = call(command, once)
+        assert "Iteration 0 of the run" in output and "All iterations" not in output
+    pretend_trained(directory, 1)
+    assert "All iterations of the run" in call("generate", path)
 
 
 def test_plan_estimates_the_memory_of_a_rank(make_yaml, tmp_path):
