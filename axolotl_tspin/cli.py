@@ -3,6 +3,7 @@
 Imports stay inside the commands: `axolotl --help` loads this module.
 """
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -13,6 +14,12 @@ import click
 from axolotl_tspin.errors import TSpinError
 
 CONFIG = click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+AS_JSON = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="For programs: `python -m axolotl_tspin …` prints it alone, `axolotl` a logo before it.",
+)
 
 
 @click.group(name="t-spin")
@@ -34,7 +41,7 @@ def generate(config: Path) -> None:
     except TSpinError as error:
         raise click.ClickException(str(error)) from error
     if outcome.due == "done":
-        click.echo(f"All iterations of the run in {outcome.run.path} are trained.")
+        click.echo(f"{_what_is_trained(config)}.")
     elif outcome.due == "generate":
         click.echo(
             f"Iteration {outcome.iteration}: {outcome.generated} responses sampled; the rest is "
@@ -71,12 +78,12 @@ def run(config: Path, train_arguments: tuple[str, ...]) -> None:
         raise click.ClickException(str(error)) from error
     except StepFailed as error:
         _exit_as(error)
-    click.echo(f"All iterations of {config} are trained; see `axolotl t-spin status {config}`.")
+    click.echo(f"{_what_is_trained(config)}; see `axolotl t-spin status {config}`.")
 
 
 @t_spin.command()
 @CONFIG
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 def status(config: Path, as_json: bool) -> None:
     """Show how far CONFIG's run is."""
     from rich import box
@@ -87,8 +94,9 @@ def status(config: Path, as_json: bool) -> None:
     from axolotl_tspin.status import run_status
 
     try:
-        settings, directory = inspect_run(read_yaml(config))
-        rows = run_status(directory, settings)
+        with _libraries_print_to_stderr(as_json):
+            settings, directory = inspect_run(read_yaml(config))
+            rows = run_status(directory, settings)
     except TSpinError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -133,7 +141,7 @@ def status(config: Path, as_json: bool) -> None:
 
 @t_spin.command()
 @CONFIG
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 @click.option(
     "--ranks",
     type=click.IntRange(min=1),
@@ -147,7 +155,8 @@ def plan(config: Path, as_json: bool, ranks: int | None) -> None:
     from axolotl_tspin.planning import plan_run
 
     try:
-        planned = plan_run(config, ranks or torch.cuda.device_count() or 1)
+        with _libraries_print_to_stderr(as_json):
+            planned = plan_run(config, ranks or torch.cuda.device_count() or 1)
     except TSpinError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -175,7 +184,7 @@ def _work_table(config: Path, planned: Any) -> Any:
     passes = planned.iterations[0].passes if planned.iterations else 0
     table = Table(
         title=f"What is left of {config}",
-        caption=f"{lengths.rows} rows; mean tokens: prompt {lengths.prompt:.0f}, annotated "
+        caption=f"{_rows(lengths)}; mean tokens: prompt {lengths.prompt:.0f}, annotated "
         f"{lengths.annotated:.0f}, sampled {lengths.response:.0f} "
         f"({'measured' if lengths.measured else 'at most: max_new_tokens'}). trained: tokens of "
         "one pass over the triplets, the prompt in each of three rows; updates: of "
@@ -226,6 +235,11 @@ def _memory_table(memory: Any) -> Any:
     return table
 
 
+def _rows(lengths: Any) -> str:
+    test = f" and {lengths.test_rows} for evaluation" if lengths.test_rows else ""
+    return f"{lengths.rows} rows{test}"
+
+
 def _ranks(number: int) -> str:
     return "1 rank" if number == 1 else f"{number} ranks"
 
@@ -244,8 +258,8 @@ def _ranks(number: int) -> str:
 def export(config: Path, target: str, iteration: int | None, style: Any) -> None:
     """Write an iteration's triplets to TARGET: *.parquet, *.jsonl or hub:<user>/<data set>.
 
-    `trl` is TRL's preference format (chosen = annotated, rejected = synthetic), `spin` is SPIN's
-    (real, generated).
+    `trl` is TRL's preference format (chosen = annotated, rejected = synthetic), for data that has
+    messages in all rows or in none; `spin` is SPIN's (real, generated).
     """
     from axolotl_tspin.exporting import export as export_triplets
     from axolotl_tspin.resolve import inspect_run, read_yaml
@@ -388,7 +402,7 @@ def lm_eval(config: Path) -> None:
     help="*.parquet, *.jsonl or *.csv with `row` and a column for each judged response.",
 )
 @click.option("--rows", type=click.IntRange(min=3), help="Only the first scored triplets.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 def reward_check(
     config: Path,
     iteration: int | None,
@@ -409,8 +423,9 @@ def reward_check(
     from axolotl_tspin.diagnostics.reward_check import check_rewards
 
     try:
-        judge = judge_of(reward_model, answer, scores)
-        checked = check_rewards(config, judge, iteration=iteration, rows=rows)
+        with _libraries_print_to_stderr(as_json):
+            judge = judge_of(reward_model, answer, scores)
+            checked = check_rewards(config, judge, iteration=iteration, rows=rows)
     except TSpinError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -443,6 +458,24 @@ def reward_check(
             f"{row.kendall_low:.3f} to {row.kendall_high:.3f}",
         )
     Console().print(table)
+
+
+def _libraries_print_to_stderr(wanted: bool) -> contextlib.AbstractContextManager[Any]:
+    """Where it is wanted, leaves stdout to the JSON that follows."""
+    return contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext()
+
+
+def _what_is_trained(config: Path) -> str:
+    """Of a run that has nothing left to do: a pinned iteration may be followed by others."""
+    from axolotl_tspin.resolve import inspect_run, read_yaml
+
+    settings, directory = inspect_run(read_yaml(config))
+    if settings.iteration is None:
+        return f"All iterations of the run in {directory.path} are trained"
+    return (
+        f"Iteration {settings.iteration} of the run in {directory.path}, which "
+        "`t_spin.iteration` pins, is trained"
+    )
 
 
 def _exit_as(error: Any) -> NoReturn:

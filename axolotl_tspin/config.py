@@ -4,6 +4,7 @@ The README's table of keys is held to these fields by a test.
 """
 
 import difflib
+import re
 from typing import Any, Literal
 
 from pydantic import (
@@ -127,6 +128,16 @@ class GenerationConfig(StrictModel):
     def _batch_size_is_positive(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
             raise ValueError(f"`{value}` prompts in a batch; expected at least 1, or `auto`")
+        return value
+
+    @field_validator("servers")
+    @classmethod
+    def _servers_are_urls(cls, value: list[str]) -> list[str]:
+        for url in value:
+            if not re.match(r"https?://[^/\s]", url):
+                raise ValueError(
+                    f"`{url}` is no base URL; expected one such as http://node1:8000/v1"
+                )
         return value
 
     @model_validator(mode="after")

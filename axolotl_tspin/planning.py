@@ -44,10 +44,12 @@ BYTES_PER_TOKEN = 4 + 5
 
 
 class Lengths(NamedTuple):
-    """Rows, and mean tokens; `measured` says whether responses were seen or are upper bounds.
-    `longest` holds prompt, annotated and longest sampled response of the row with most tokens."""
+    """Rows, and mean tokens of the training split; `measured` says whether responses were seen or
+    are upper bounds. `longest` holds prompt, annotated and longest sampled response of the row with
+    most tokens. `test_rows` need responses too, and are taken to be as long."""
 
     rows: int
+    test_rows: int
     prompt: float
     annotated: float
     response: float
@@ -60,7 +62,7 @@ class IterationPlan(NamedTuple):
 
     Attributes:
         steps: of "generate" and "train" those left.
-        responses: to sample.
+        responses: to sample, of both splits.
         sampled_tokens: of these responses.
         prompt_tokens: that the engine reads for them.
         trained_tokens: in a pass over the triplets, prompts three times (a padded row each).
@@ -118,7 +120,10 @@ def plan_run(config_path: Path, ranks: int) -> RunPlan:
     config, run = plan.config, plan.run
     cfg = load_cfg(raw)
     limit, row = config.generation.max_new_tokens, cfg.sequence_len
-    lengths = _frozen_lengths(run, limit, row) if run.exists() else _source_lengths(cfg, limit)
+    if run.exists():
+        lengths = _frozen_lengths(run, config.iterations, limit, row)
+    else:
+        lengths = _source_lengths(cfg, limit, with_test=plan.with_test)
     model = None if adapter else weights_size(plan.initial_policy, plan.revision)
     sampling_rate, training_seconds = _measured_rates(run, config)
     plans = []
@@ -128,16 +133,15 @@ def plan_run(config_path: Path, ranks: int) -> RunPlan:
             continue
         steps = ["generate", "train"] if step == "generate" else ["train"]
         share = config.generation.fraction if number else 1.0
-        done = _sampled(run, number)
-        sampled = step != "generate" or run.iteration(number).triplets("train").exists()
-        responses = 0 if sampled else max(math.ceil(lengths.rows * share) - done, 0)
+        responses = _responses_left(run, number, lengths, share) if step == "generate" else 0
         per_triplet = 3 * lengths.prompt + lengths.annotated + 2 * lengths.response
         batch = cfg.micro_batch_size * (cfg.gradient_accumulation_steps or 1) * ranks
         epochs = cfg.num_epochs or 1.0
         triplets = lengths.rows * (1 + min(number, config.history_window))
         steps_left = cfg.max_steps or math.ceil(math.ceil(triplets / batch) * epochs)
         tokens = int(responses * lengths.response)
-        stored = int(lengths.rows * 2 * lengths.response * BYTES_PER_TOKEN)
+        rows = lengths.rows + lengths.test_rows
+        stored = int(rows * 2 * lengths.response * BYTES_PER_TOKEN)
         plans.append(
             IterationPlan(
                 iteration=number,
@@ -194,12 +198,13 @@ def _longest(rows: Iterable[tuple[int, int]], limit: int, row: int) -> tuple[int
     return max(triplets, key=lambda tokens: tokens[0] + tokens[1] + 2 * tokens[2])
 
 
-def _frozen_lengths(run: RunDirectory, limit: int, row: int) -> Lengths:
+def _frozen_lengths(run: RunDirectory, iterations: int, limit: int, row: int) -> Lengths:
     """From the run's prompts, and the responses of its last complete triplets."""
     prompts = Prompts(run.prompts("train"))
     rows = prompts.read(0, ["prompt_ids", "annotated_ids"]).to_pylist()
     response, measured = float(limit), False
-    triplets = sorted(run.path.glob("iteration_*/triplets/train.parquet"))
+    triplets = [run.iteration(number).triplets("train") for number in range(iterations)]
+    triplets = [path for path in triplets if path.exists()]
     if triplets:
         metadata = read_metadata(triplets[-1], verify=False)
         if metadata["sampled"]:
@@ -210,6 +215,7 @@ def _frozen_lengths(run: RunDirectory, limit: int, row: int) -> Lengths:
     pairs = [(len(r["prompt_ids"]), len(r["annotated_ids"])) for r in rows]
     return Lengths(
         prompts.rows,
+        Prompts(run.prompts("test")).rows if "test" in run.splits() else 0,
         sum(prompt for prompt, _ in pairs) / len(pairs),
         sum(annotated for _, annotated in pairs) / len(pairs),
         response,
@@ -218,14 +224,12 @@ def _frozen_lengths(run: RunDirectory, limit: int, row: int) -> Lengths:
     )
 
 
-def _source_lengths(cfg: Any, limit: int) -> Lengths:
+def _source_lengths(cfg: Any, limit: int, *, with_test: bool) -> Lengths:
     """From the data sets, before a run has begun: their first rows through the strategies."""
     tokenizer = load_tokenizer(cfg)
     total, pairs = 0, []
     for entry in cfg.datasets:
-        data = load_dataset_with_config(entry, use_auth_token=bool(cfg.hf_use_auth_token))
-        if isinstance(data, dict):
-            data = data.get(entry.split or "train") or next(iter(data.values()))
+        data = _load_split(cfg, entry, "train")
         total += len(data)
         strategy = load_strategy(entry.type, tokenizer, cfg, entry)
         first = range(min(LOOKED_AT, len(data)))
@@ -233,6 +237,9 @@ def _source_lengths(cfg: Any, limit: int) -> Lengths:
             pairs.append((len(triplet.prompt), len(triplet.annotated)))
     return Lengths(
         total,
+        sum(len(_load_split(cfg, entry, "test")) for entry in cfg.test_datasets)
+        if with_test
+        else 0,
         sum(prompt for prompt, _ in pairs) / len(pairs),
         sum(annotated for _, annotated in pairs) / len(pairs),
         float(limit),
@@ -241,5 +248,19 @@ def _source_lengths(cfg: Any, limit: int) -> Lengths:
     )
 
 
-def _sampled(run: RunDirectory, number: int) -> int:
-    return sum(rows_done(run.iteration(number).responses(split))[0] for split in run.splits())
+def _load_split(cfg: Any, entry: Any, default: str) -> Any:
+    data = load_dataset_with_config(entry, use_auth_token=bool(cfg.hf_use_auth_token))
+    if isinstance(data, dict):
+        data = data.get(entry.split or default) or next(iter(data.values()))
+    return data
+
+
+def _responses_left(run: RunDirectory, number: int, lengths: Lengths, share: float) -> int:
+    """Of the splits whose triplets are not complete, the responses that are not sampled yet."""
+    left = 0
+    for split, rows in (("train", lengths.rows), ("test", lengths.test_rows)):
+        iteration = run.iteration(number)
+        if not iteration.triplets(split).exists():
+            done, _ = rows_done(iteration.responses(split))
+            left += max(math.ceil(rows * share) - done, 0)
+    return left

@@ -14,6 +14,7 @@ from axolotl.utils.data.shared import load_dataset_with_config
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from axolotl.utils.schemas.datasets import SFTDataset
+from datasets.exceptions import DatasetsError
 from pydantic import ValidationError
 
 from axolotl_tspin import __version__
@@ -26,6 +27,7 @@ from axolotl_tspin.contradictions import (
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.fingerprints import policy_fingerprint
 from axolotl_tspin.generation.store import Prompts, check_reference, check_triplets
+from axolotl_tspin.public_names import data_without_credentials, without_credentials
 from axolotl_tspin.ranks import rank
 from axolotl_tspin.run_directory import (
     Due,
@@ -37,6 +39,7 @@ from axolotl_tspin.run_directory import (
 )
 from axolotl_tspin.strategies import DATASET_KEYS, LOADING_KEYS, STRATEGY_KEYS
 from axolotl_tspin.tables import read_metadata
+from axolotl_tspin.yaml_shape import check_shape, parse_yaml
 
 LOG = get_logger(__name__)
 
@@ -94,10 +97,11 @@ class GenerationPlan(NamedTuple):
 
 def read_yaml(path: str | Path) -> DictDefault:
     """A YAML as the user wrote it; TSpinError where it is not one of `rl: t_spin`."""
-    raw = DictDefault(yaml.safe_load(Path(path).read_text()))
-    if raw.rl != RL_TYPE:
-        raise TSpinError(f"{path}: `rl: {raw.rl}`; `axolotl t-spin` needs `rl: t_spin`")
-    return raw
+    content = parse_yaml(path)
+    if content.get("rl") != RL_TYPE:
+        raise TSpinError(f"{path}: `rl: {content.get('rl')}`; `axolotl t-spin` needs `rl: t_spin`")
+    check_shape(content, f"{path}: ")
+    return DictDefault(content)
 
 
 def inspect_run(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory]:
@@ -389,6 +393,7 @@ def start_from(cfg: RawConfig, policy: Policy, initial: Policy) -> None:
 
 def _begin(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory, Policy, dict[str, Any]]:
     """What both tasks do first: check the YAML, and take T-SPIN's own names out of it."""
+    check_shape(cfg)
     config = parse_t_spin(cfg)
     refuse_contradictions(cfg)
     _refuse_shared_evaluation(cfg, config)
@@ -397,6 +402,8 @@ def _begin(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory, Policy, dict[str,
         if not cfg.get(key):
             raise TSpinError(f"`{key}` is missing from the YAML; `rl: t_spin` needs it")
     identity = {key: _plain(cfg.get(key)) for key in IDENTITY_KEYS}
+    for key in ("datasets", "test_datasets"):
+        identity[key] = data_without_credentials(identity[key])
     for key in ("datasets", "test_datasets"):
         for index, entry in enumerate(cfg.get(key) or []):
             _translate_entry(entry, f"{key}[{index}]")
@@ -471,17 +478,29 @@ def _translate_entry(entry: RawConfig, where: str) -> None:
 
 def _have_responses(cfg: RawConfig, key: str, config: TSpinConfig) -> bool:
     """Whether all of the data sets already have both generated responses."""
-    for entry in cfg[key]:
-        data = load_dataset_with_config(
-            DictDefault(entry), use_auth_token=bool(cfg.get("hf_use_auth_token"))
-        )
-        names = data.column_names
+    for index, entry in enumerate(cfg[key]):
+        names = _load_data(cfg, entry, f"`{key}[{index}]`").column_names
         if isinstance(names, dict):
             names = names.get(entry.get("split") or "train") or next(iter(names.values()))
         is_spin = entry["type"].endswith(".spin") and "generated" in names
         if not is_spin and not {config.field_synthetic, config.field_proto_synthetic} <= set(names):
             return False
     return True
+
+
+def _load_data(cfg: RawConfig, entry: RawConfig, where: str) -> Any:
+    try:
+        return load_dataset_with_config(
+            DictDefault(entry), use_auth_token=bool(cfg.get("hf_use_auth_token"))
+        )
+    except (ValueError, OSError, ImportError, DatasetsError) as error:
+        path = without_credentials(entry["path"])
+        reason = " ".join(str(error).replace(entry["path"], path).split())[:300]
+        raise TSpinError(
+            f"{where}: the data in {path} cannot be loaded ({reason}). Expected a file "
+            "(*.jsonl, *.parquet, …), a folder or a name on the hub: look at `path`, `split`, "
+            "`name` and `data_files`"
+        ) from error
 
 
 def _triplets_entry(path: Path) -> DictDefault:

@@ -2,27 +2,35 @@
 
 import json
 import math
+import os
+import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+import yaml
 from axolotl.cli.config import load_cfg
 from axolotl.common.datasets import load_datasets
+from axolotl.utils.dict import DictDefault
 from click.testing import CliRunner
-from conftest import conversations, pretend_trained, tiny_llama, write_jsonl
-from datasets import load_dataset
+from conftest import ROOT, conversations, pretend_trained, tiny_llama, write_jsonl
+from datasets import Dataset, load_dataset
 
+from axolotl_tspin import exporting
 from axolotl_tspin.cli import t_spin
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.step import generate
 from axolotl_tspin.resolve import prepare_training, read_yaml
 from axolotl_tspin.run_directory import RunDirectory
-from axolotl_tspin.tables import read_table
+from axolotl_tspin.tables import read_metadata, read_table, write_table
 
 
 def call(*arguments) -> str:
     result = CliRunner().invoke(t_spin, [str(a) for a in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def refused(*arguments) -> str:
@@ -68,6 +76,68 @@ def test_status_before_the_run_has_begun(make_yaml):
     assert (row["step"], row["rows"], row["sampled"]) == ("generate", 0, 0)
 
 
+@pytest.mark.parametrize("command", ["status", "plan"])
+def test_json_for_programs_is_alone_on_stdout(make_yaml, command):
+    """Through the real process, with Axolotl's loggers and all."""
+    done = subprocess.run(
+        [sys.executable, "-m", "axolotl_tspin", command, str(make_yaml()), "--json"],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "AXOLOTL_LOG_LEVEL": "DEBUG"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"rl: t_spin\ndatasets: [x: {", "no valid YAML"),
+        (b"\xff\xfe\x00\x01", "no text in UTF-8"),
+        (b"- rl: t_spin\n", "holds a list; expected keys and values"),
+        (b"rl", "holds `rl`; expected keys"),
+        (b"", "holds nothing; expected keys"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_named(tmp_path, content, expected):
+    path = tmp_path / "run.yml"
+    path.write_bytes(content)
+    for command in ("status", "generate", "plan"):
+        output = refused(command, path)
+        assert output.startswith("Error: ") and "run.yml" in output and expected in output
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"datasets": {"path": "x"}}, "`datasets` is a block of keys; expected a list of data"),
+        ({"datasets": "foo"}, "`datasets` is `foo`; expected a list of data sets"),
+        ({"datasets": ["x.jsonl"]}, "`datasets[0]` is `x.jsonl`; expected a data set's keys"),
+        ({"test_datasets": [{"type": "t_spin.spin"}]}, "`test_datasets[0].path` is missing"),
+        ({"accelerator_config": True}, "`accelerator_config` is `True`; expected keys and values"),
+        ({"output_dir": ["out"]}, "`output_dir` is a list; expected text"),
+        ({"t_spin": [1]}, "`t_spin` is a list; expected keys"),
+    ],
+)
+def test_a_value_of_another_shape_is_named_with_its_key(make_yaml, keys, expected):
+    path = make_yaml(**keys)
+    for command in ("status", "generate"):
+        output = refused(command, path)
+        assert output.startswith("Error: ") and "run.yml: " in output and expected in output
+    with pytest.raises(TSpinError, match=re.escape(expected)):
+        prepare_training(DictDefault(yaml.safe_load(path.read_text())))
+
+
+@pytest.mark.parametrize("data", [{"path": "away.jsonl"}, {"path": "here.jsonl", "split": "rest"}])
+def test_data_that_cannot_be_loaded_is_named(make_yaml, tmp_path, data):
+    write_jsonl(tmp_path / "here.jsonl", conversations(2))
+    path = make_yaml(datasets=[data | {"type": "t_spin.chat_template"}])
+    for command in ("generate", "plan", "import"):
+        output = refused(command, path)
+        assert f"`datasets[0]`: the data in {data['path']} cannot be loaded" in output
+
+
 def test_plan_counts_what_is_left(run, make_yaml, tmp_path):
     path, directory = run
     fresh = make_yaml(rows=10, name="fresh.yml", output_dir=str(tmp_path / "fresh"))
@@ -94,6 +164,53 @@ def test_plan_counts_what_is_left(run, make_yaml, tmp_path):
     assert left["training_seconds"] == trained["training_seconds"] == 12.0
     rate = trained["tokens"] / trained["generation_seconds"]
     assert left["sampling_seconds"] == pytest.approx(left["sampled_tokens"] / rate)
+
+
+def test_plan_counts_the_responses_of_both_splits(make_yaml, tmp_path):
+    """Stopped half-way, those of one split are not taken for the other's."""
+    write_jsonl(tmp_path / "test.jsonl", conversations(4))
+    test = {"path": str(tmp_path / "test.jsonl"), "type": "t_spin.chat_template"}
+    path = make_yaml(rows=10, test_datasets=[test])
+
+    def responses() -> list[int]:
+        planned = json.loads(call("plan", path, "--json"))
+        assert (planned["lengths"]["rows"], planned["lengths"]["test_rows"]) == (10, 4)
+        return [row["responses"] for row in planned["iterations"]]
+
+    assert responses() == [14, 14]
+    assert "10 rows and 4 for evaluation" in " ".join(call("plan", path).split())
+    generate(path)
+    assert responses() == [0, 14]
+    iteration = RunDirectory(tmp_path / "out").iteration(0)
+    iteration.triplets("train").unlink()
+    iteration.triplets("test").unlink()
+    assert responses() == [0, 14], "their responses are there"
+    shutil.rmtree(iteration.responses("train"))
+    assert responses() == [10, 14]
+
+
+def test_plan_measures_the_last_triplets_of_ten_and_more(run, make_yaml):
+    """iteration_10 comes after iteration_9."""
+    _, directory = run
+    long = make_yaml(rows=10, name="long.yml", t_spin={"iterations": 12})
+    for number in (9, 10):
+        shutil.copytree(directory.iteration(0).path, directory.iteration(number).path)
+    table, _ = read_table(directory.iteration(0).triplets("train"))
+    metadata = read_metadata(directory.iteration(0).triplets("train"))
+    metadata |= {"sampled": 10, "tokens": 70}
+    write_table(directory.iteration(10).triplets("train"), table, metadata)
+    assert json.loads(call("plan", long, "--json"))["lengths"]["response"] == 7.0
+
+
+def test_a_pinned_iteration_that_is_trained_is_the_one_named(run, make_yaml):
+    path, directory = run
+    pinned = {"iterations": 2, "iteration": 0}
+    once = make_yaml(rows=10, name="pinned.yml", t_spin=pinned)
+    for command in ("generate", "run"):
+        output = call(command, once)
+        assert "Iteration 0 of the run" in output and "All iterations" not in output
+    pretend_trained(directory, 1)
+    assert "All iterations of the run" in call("generate", path)
 
 
 def test_plan_estimates_the_memory_of_a_rank(make_yaml, tmp_path):
@@ -136,6 +253,99 @@ def test_an_export_reads_back_in_each_format(run, tmp_path, ending):
         assert row["real"][:-1] == row["generated"][:-1]
         assert row["real"][-1]["content"] == triplet["annotated"]
         assert row["generated"][-1]["content"] == triplet["synthetic"]
+
+
+CALL = {"function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}
+MIXED = [
+    {"role": "user", "content": "1 + 2?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "3", "name": "add"},
+]
+
+
+@pytest.fixture
+def mixed(make_yaml, tmp_path):
+    """A run of three rows of plain text and one with messages that carry tool calls."""
+    texts = [{"prompt": f"Say {i}.", "response": f"It is {i}."} for i in range(3)]
+    answer = {"role": "assistant", "content": "It is 3."}
+    write_jsonl(tmp_path / "texts.jsonl", texts)
+    write_jsonl(tmp_path / "messages.jsonl", [{"messages": [*MIXED, answer]}])
+    path = make_yaml(
+        datasets=[
+            {"path": str(tmp_path / "texts.jsonl"), "type": "t_spin.instruction"},
+            {
+                "path": str(tmp_path / "messages.jsonl"),
+                "type": "t_spin.chat_template",
+                "chat_template": "qwen_25",  # has a place for tool calls
+            },
+        ],
+        sequence_len=448,
+        shuffle_merged_datasets=False,
+    )
+    generate(path)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+@pytest.mark.parametrize("group", [1, 1000])
+def test_an_export_of_mixed_data_loses_nothing(mixed, tmp_path, ending, group, monkeypatch):
+    """Neither messages, where the first row has none, nor a message's other keys."""
+    monkeypatch.setattr(exporting, "GROUP", group)
+
+    def exported(style: str) -> list[dict]:
+        target = tmp_path / "made" / f"{style}.{ending}"
+        assert "4 rows" in call("export", mixed, target, "--format", style)
+        kind = "json" if ending == "jsonl" else "parquet"
+        rows = list(load_dataset(kind, data_files=str(target), split="train"))
+        return sorted(rows, key=lambda row: "1 + 2?" in str(row))
+
+    *texts, last = exported("triplets")
+    assert [row["messages"] for row in texts] == [None] * 3
+    assert [without_nulls(m) for m in last["messages"]] == MIXED
+    assert texts[0]["annotated"].startswith("It is ")
+    *texts, last = exported("spin")
+    assert [without_nulls(m) for m in last["real"][:-1]] == MIXED
+    assert without_nulls(last["real"][-1])["content"] == "It is 3."
+    assert all(len(row["generated"]) == 2 for row in texts)
+
+
+def without_nulls(message: dict) -> dict:
+    """What Parquet and `datasets` fill in for keys that other messages have."""
+    return {key: value for key, value in message.items() if value is not None}
+
+
+def test_trl_has_no_place_for_mixed_data(mixed, tmp_path):
+    output = refused("export", mixed, tmp_path / "trl.jsonl", "--format", "trl")
+    assert "row 0 was made of plain text, row 3 of messages" in output
+    assert [p.name for p in tmp_path.iterdir() if "trl" in p.name] == [], "nothing is left behind"
+
+
+def test_an_export_that_parquet_cannot_hold_is_told(make_yaml, tmp_path):
+    for name, note in (("first", 1), ("second", {"by": "hand"})):
+        question = {"role": "user", "content": "1 + 2?", "note": note}
+        answer = {"role": "assistant", "content": "It is 3."}
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"messages": [question, answer]}])
+    kind = "t_spin.chat_template"
+    path = make_yaml(
+        output_dir=str(tmp_path / "other"),
+        datasets=[
+            {"path": str(tmp_path / f"{name}.jsonl"), "type": kind} for name in ("first", "second")
+        ],
+    )
+    generate(path)
+    assert "Export to *.jsonl" in refused("export", path, tmp_path / "rows.parquet")
+    assert "2 rows" in call("export", path, tmp_path / "rows.jsonl")
+
+
+def test_an_export_to_the_hub_pushes_the_rows(run, monkeypatch):
+    """All but the upload itself."""
+    path, _ = run
+    pushed = {}
+    monkeypatch.setattr(
+        Dataset, "push_to_hub", lambda data, name: pushed.update({name: data.to_list()})
+    )
+    assert "10 rows" in call("export", path, "hub:me/triplets")
+    assert len(pushed["me/triplets"]) == 10 and pushed["me/triplets"][0]["messages"]
 
 
 def test_an_export_that_cannot_be_is_named(run, tmp_path):
@@ -259,9 +469,12 @@ def test_an_export_of_conversations_with_tool_calls(make_yaml, tmp_path):
     calls = [messages[1]["tool_calls"][0]["function"] for messages in exported["messages"]]
     asked = [row["messages"][1]["tool_calls"][0]["function"] for row in data]
     assert sorted(c["arguments"] for c in calls) == sorted(c["arguments"] for c in asked)
-    for style in ("trl", "spin"):
-        output = refused("export", path, tmp_path / f"{style}.jsonl", "--format", style)
-        assert "row 0: its prompt has tool calls" in output and "--format triplets" in output
+    for style, column in (("trl", "prompt"), ("spin", "real")):
+        target = tmp_path / f"{style}.parquet"
+        call("export", path, target, "--format", style)
+        rows = load_dataset("parquet", data_files=str(target), split="train")
+        kept = [messages[1]["tool_calls"][0]["function"] for messages in rows[column]]
+        assert sorted(c["arguments"] for c in kept) == sorted(c["arguments"] for c in asked)
 
 
 def test_a_data_set_without_responses_is_not_imported(make_yaml, tmp_path):

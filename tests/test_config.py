@@ -40,6 +40,10 @@ def test_the_defaults_are_the_papers():
         ({"history_window": True}, r"t_spin\.history_window: `true`"),
         ({"generation": {"batch_size": False}}, r"generation\.batch_size: `false`"),
         ({"alpha": float("inf")}, r"t_spin\.alpha: .*finite"),
+        (
+            {"generation": {"backend": "server", "servers": ["http://a/v1", "localhost:8000/v1"]}},
+            r"generation\.servers: `localhost:8000/v1` is no base URL; expected .* http://",
+        ),
         ({"generation": {"select": "advantage"}}, r"`fraction: 1\.0` takes all prompts"),
     ],
 )

@@ -4,6 +4,8 @@ import importlib.util
 import json
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -178,30 +180,21 @@ def test_an_example_fits_the_gpus_that_it_is_for(name, model, most, monkeypatch)
     assert estimate.total < 0.9 * most * 1e9
 
 
-@pytest.mark.parametrize(
+SCRIPTS = pytest.mark.parametrize(
     "script", ["slurm/t_spin.sbatch", "torchrun/t_spin.sh"], ids=lambda script: script[:5]
 )
-def test_a_script_for_several_nodes_takes_a_run_to_its_end(script, tmp_path):
-    """With commands that note how they were called and a run that each call takes one step on."""
+
+
+def started(script, tmp_path, commands, config="run.yml") -> subprocess.CompletedProcess:
+    """A script for several nodes, started on one, with these commands (name: body) in front."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    steps = ["0 generate", "0 train", "1 generate", "1 train", "1 done"]
-    (tmp_path / "left").write_text("".join(f"{step}\n" for step in steps))
-    advance = f'echo "$(basename "$0") $*" >> {tmp_path}/calls; sed -i 1d {tmp_path}/left'
-    commands = {
-        "axolotl": f"""if [ "$2" = status ]; then
-            read -r t step < {tmp_path}/left
-            echo "[{{\\"iteration\\": $t, \\"step\\": \\"$step\\"}}]"
-        else {advance}; fi""",
-        "torchrun": advance,
-        "srun": '"$@"',
-        "scontrol": "echo node7",
-    }
     for name, body in commands.items():
         (tools / name).write_text(f"#!/bin/bash\n{body}\n")
         (tools / name).chmod(0o755)
-    environment = {
-        "PATH": f"{tools}:{os.environ['PATH']}",
+    environment = os.environ | {
+        "PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
         "SLURM_JOB_NODELIST": "node[7-8]",
         "SLURM_JOB_ID": "77",
         "SLURM_NNODES": "2",
@@ -210,13 +203,32 @@ def test_a_script_for_several_nodes_takes_a_run_to_its_end(script, tmp_path):
         "HEAD": "node7",
         "GPUS_PER_NODE": "8",
     }
-    done = subprocess.run(
-        ["bash", str(ROOT / "examples" / script), "run.yml"],
+    return subprocess.run(
+        ["bash", str(ROOT / "examples" / script), str(config)],
         env=environment,
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+@SCRIPTS
+def test_a_script_for_several_nodes_takes_a_run_to_its_end(script, tmp_path):
+    """With commands that note how they were called and a run that each call takes one step on."""
+    steps = ["0 generate", "0 train", "1 generate", "1 train", "1 done"]
+    (tmp_path / "left").write_text("".join(f"{step}\n" for step in steps))
+    advance = f'echo "$(basename "$0") $*" >> {tmp_path}/calls; sed -i 1d {tmp_path}/left'
+    commands = {
+        "python": f"""if [ "$1 $2 $3" = "-m axolotl_tspin status" ]; then
+            read -r t step < {tmp_path}/left
+            echo "[{{\\"iteration\\": $t, \\"step\\": \\"$step\\"}}]"
+        else exec {sys.executable} "$@"; fi""",
+        "axolotl": advance,
+        "torchrun": advance,
+        "srun": '"$@"',
+        "scontrol": "echo node7",
+    }
+    done = started(script, tmp_path, commands)
     assert done.returncode == 0, done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == 4
@@ -224,6 +236,25 @@ def test_a_script_for_several_nodes_takes_a_run_to_its_end(script, tmp_path):
         assert "generate" in generate and "run.yml" in generate
         assert train.startswith("axolotl train run.yml --launcher torchrun -- --nnodes 2")
         assert "--nproc_per_node 8" in train and "node7" in train
+
+
+@SCRIPTS
+def test_a_script_for_several_nodes_reads_the_real_status(script, make_yaml, tmp_path):
+    """Of a run that is due for sampling: it starts that, and stops where it fails."""
+    note = f'echo "$*" >> {tmp_path}/calls; exit 3'
+    commands = {"torchrun": note, "srun": note, "scontrol": "echo node7"}
+    done = started(script, tmp_path, commands, make_yaml())
+    assert done.returncode == 3, done.stderr
+    [call] = (tmp_path / "calls").read_text().splitlines()
+    assert "generate" in call
+
+
+@SCRIPTS
+def test_a_script_for_several_nodes_ends_as_a_failed_status(script, tmp_path):
+    (tmp_path / "run.yml").write_text("rl: dpo\n")
+    done = started(script, tmp_path, {"scontrol": "echo node7"}, tmp_path / "run.yml")
+    assert done.returncode != 0
+    assert "needs `rl: t_spin`" in done.stderr
 
 
 def test_the_examples_chat_template_is_the_papers(tokenizer):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.engine import Request
-from axolotl_tspin.generation.server_engine import ServerEngine, ServerUnavailable
+from axolotl_tspin.generation.server_engine import ServerEngine, ServerUnavailable, _start
 from axolotl_tspin.run_directory import Policy
 
 END = 2
@@ -47,6 +48,7 @@ class Completions:
         seconds: float = 0.0,
         port: int = 0,
     ) -> None:
+        self.page: tuple[int, object] | None = None  # status and answer to every GET, where given
         self.models = [{"id": name} | ({"root": root} if root else {})]
         self.faults, self.with_ids, self.key, self.seconds = faults, with_ids, key, seconds
         self.bodies: list[dict] = []
@@ -65,7 +67,9 @@ class Completions:
                 server.sockets.add(self.connection)
 
             def do_GET(self):
-                if self.path.endswith("/models"):
+                if server.page:
+                    self.reply(*server.page)
+                elif self.path.endswith("/models"):
                     self.reply(200, {"data": server.models})
                 else:
                     self.reply(404, {})
@@ -340,6 +344,10 @@ def test_a_url_that_serves_something_else_is_named(folder):
     with Completions(root=str(folder)) as server:
         server.models = ["no", "models"]
         assert "answers with no list of models" in failure(lambda: engine(folder, server))
+        for page in ((200, b"<html>Welcome</html>"), (302, b"")):
+            server.page = page
+            message = failure(lambda: engine(folder, server))
+            assert f"{server.url}/models answers with no list of models" in message
 
 
 def test_the_key_is_sent_and_never_shown(folder, monkeypatch, caplog):
@@ -400,6 +408,17 @@ def test_a_server_command_that_ends_is_told_with_its_status(folder):
     message = failure(lambda: engine(folder, url, server_command="sh -c 'exit 3'"))
     assert "server_command" in message and "status 3" in message
     assert "cannot be run" in failure(lambda: engine(folder, url, server_command="/no/such"))
+    message = failure(lambda: engine(folder, url, server_command="vllm serve '{model}"))
+    assert "is no shell command (No closing quotation)" in message
+
+
+def test_other_braces_of_a_server_command_are_left_alone(folder, tmp_path):
+    write = f"import sys, json; json.dump(sys.argv[1:], open('{tmp_path}/seen', 'w'))"
+    other = '{"a": {}, "b": {0}}'
+    command = shlex.join([sys.executable, "-c", write, "{model}", other, "{adapter}"])
+    assert _start(command, Policy(str(folder), "/adapter")).wait(60) == 0
+    seen = json.loads((tmp_path / "seen").read_text())
+    assert seen == [str(folder), other, "/adapter"]
 
 
 def test_a_server_of_our_own_ends_with_a_killed_process(folder, tmp_path):

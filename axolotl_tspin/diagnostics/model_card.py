@@ -1,8 +1,6 @@
 """The model card (README.md) of a trained iteration, from what the run directory says."""
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,6 +11,7 @@ from axolotl_tspin.config import TSpinConfig
 from axolotl_tspin.diagnostics.evaluation import harness_scores
 from axolotl_tspin.diagnostics.figures import read_figures
 from axolotl_tspin.diagnostics.templates import template
+from axolotl_tspin.public_names import on_the_hub, public_name
 from axolotl_tspin.run_directory import RunDirectory, write_atomically
 from axolotl_tspin.tables import read_metadata
 
@@ -62,10 +61,10 @@ def model_card(run: RunDirectory, number: int, config: TSpinConfig) -> str:
     is_trained = iteration.trained_marker.exists()
     record = iteration.training_record() if is_trained else {}
     data = [_named(entry) for entry in identity["datasets"]]
-    base_model = _public_name(identity["base_model"])
+    base_model = public_name(identity["base_model"])
     metadata = ModelCardData(
-        base_model=base_model if "/" in base_model else None,
-        datasets=[entry["path"] for entry in data if "/" in entry["path"]] or None,
+        base_model=base_model if on_the_hub(base_model) else None,
+        datasets=[entry["path"] for entry in data if on_the_hub(entry["path"])] or None,
         library_name="peft" if training.get("adapter") else "transformers",
         pipeline_tag="text-generation",
         tags=["axolotl", "t-spin", "self-play"],
@@ -96,9 +95,4 @@ def model_card(run: RunDirectory, number: int, config: TSpinConfig) -> str:
 
 
 def _named(entry: dict[str, Any]) -> dict[str, Any]:
-    return entry | {"path": _public_name(entry["path"])}
-
-
-def _public_name(path: str) -> str:
-    """A hub name as it is; of a local path, which means nothing elsewhere, the last part."""
-    return Path(path).name if os.path.exists(path) else path
+    return entry | {"path": public_name(entry["path"])}

@@ -24,6 +24,7 @@ from axolotl_tspin.diagnostics.plots import PICTURES, RunData
 from axolotl_tspin.diagnostics.templates import template
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.store import iterate_triplets
+from axolotl_tspin.public_names import data_without_credentials
 from axolotl_tspin.resolve import inspect_run, read_yaml
 from axolotl_tspin.run_directory import RunDirectory, write_atomically
 from axolotl_tspin.tables import read_metadata
@@ -177,6 +178,7 @@ def shown_settings(raw: Any, config: TSpinConfig) -> dict[str, Any]:
     plain = raw.to_dict() if hasattr(raw, "to_dict") else dict(raw)
     shown = {"t_spin": always | changed | {"generation": sampling | generation}}
     shown |= {key: plain[key] for key in keys if plain.get(key) is not None}
+    shown["datasets"] = data_without_credentials(shown.get("datasets"))
     return {
         key: yaml.safe_dump(json.loads(json.dumps(value)), allow_unicode=True).removesuffix("...\n")
         for key, value in shown.items()

@@ -15,6 +15,7 @@ from axolotl.utils.logging import get_logger
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.step import begin_run, freeze_lock
 from axolotl_tspin.generation.store import SUFFIXES, TRIPLETS_SCHEMA, Prompts, freeze_prompts
+from axolotl_tspin.public_names import public_name
 from axolotl_tspin.resolve import GenerationPlan, prepare_import, read_yaml
 from axolotl_tspin.run_directory import RunDirectory
 from axolotl_tspin.tables import TableWriter
@@ -54,7 +55,7 @@ def _freeze_with_responses(plan: GenerationPlan, cfg: Any) -> None:
     tokenizer = load_tokenizer(cfg)
     shutil.rmtree(cfg.dataset_prepared_path, ignore_errors=True)
     data = load_datasets(cfg=cfg)
-    source = f"foreign:{','.join(str(entry.path) for entry in cfg.datasets)}"
+    source = f"foreign:{','.join(public_name(entry.path) for entry in cfg.datasets)}"
     for split, rows in (("train", data.train_dataset), ("test", data.eval_dataset)):
         if rows is not None:
             freeze_prompts(plan.run.prompts(split), rows, len(rows))

@@ -214,12 +214,15 @@ class ServerEngine:
 
         Raises:
             TSpinError: it serves something else.
+            UnusableAnswer: it answers with no list of models, as a gateway does that is not ready.
         """
-        answer = self._http(server, "GET", "models")
         try:
+            answer = self._http(server, "GET", "models")
             models = [(str(m["id"]), m.get("root")) for m in answer["data"]]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise TSpinError(
+        except TSpinError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UnusableAnswer(
                 f"{server.url}/models answers with no list of models; `servers` takes base URLs "
                 "such as http://node1:8000/v1"
             ) from error
@@ -376,9 +379,17 @@ def _key_header(variable: str | None) -> dict[str, str]:
 
 
 def _start(command: str, policy: Policy) -> subprocess.Popen[bytes]:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise TSpinError(
+            f"`t_spin.generation.server_command: {command}` is no shell command ({error}); "
+            "expected one such as `vllm serve {model} --port 8000`"
+        ) from error
+    # Not str.format: a command may hold other braces, such as JSON.
     arguments = [
-        part.format(model=policy.base_model, adapter=policy.adapter_dir or "")
-        for part in shlex.split(command)
+        word.replace("{model}", policy.base_model).replace("{adapter}", policy.adapter_dir or "")
+        for word in words
     ]
     LOG.info("T-SPIN: starting the server: %s", shlex.join(arguments))
     try:

@@ -15,11 +15,12 @@ nodes=(--nnodes "$NODES" --node_rank "$NODE" --master_addr "$HEAD" --master_port
 generate=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../scripts" && pwd)/generate.py
 
 due() {  # what is due, such as "0 train"
-    axolotl t-spin status "$config" --json | python -c \
+    python -m axolotl_tspin status "$config" --json | python -c \
         'import json, sys; row = json.load(sys.stdin)[-1]; print(row["iteration"], row["step"])'
 }
 
-while now=$(due) && [[ $now != *done ]]; do
+now=$(due)  # on a line of its own: where status fails, the script does
+while [[ $now != *done ]]; do
     if [[ $now = *generate ]]; then
         # One process a node; each takes its share of the prompts (torchrun's RANK, WORLD_SIZE).
         torchrun "${nodes[@]}" --nproc_per_node 1 "$generate" "$config"
@@ -27,5 +28,7 @@ while now=$(due) && [[ $now != *done ]]; do
         axolotl train "$config" --launcher torchrun -- "${nodes[@]}" --nproc_per_node "$gpus"
     fi
     # The other nodes may still be at work: all of them begin the next step together.
-    while [ "$(due)" = "$now" ]; do sleep 10; done
+    before=$now
+    now=$(due)
+    while [ "$now" = "$before" ]; do sleep 10; now=$(due); done
 done

@@ -1,0 +1,20 @@
+"""`python -m axolotl_tspin …`: the commands of `axolotl t-spin`, for programs.
+
+`axolotl` prints its logo to stdout before a plugin's command begins, and its loggers write there
+as well. Here they write to stderr, so that stdout holds a command's own output alone.
+"""
+
+import contextlib
+import sys
+
+
+def main() -> None:
+    with contextlib.redirect_stdout(sys.stderr):
+        import axolotl.cli  # noqa: F401  its loggers keep the stdout that they find on import
+    from axolotl_tspin.cli import t_spin
+
+    t_spin(prog_name="python -m axolotl_tspin")
+
+
+if __name__ == "__main__":
+    main()
