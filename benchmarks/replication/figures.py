@@ -68,6 +68,15 @@ def curve(axes: Any, values: dict[int, list[float]], **style: Any) -> None:
     axes.errorbar(list(values), means, yerr=halves, marker="o", capsize=3, **style)
 
 
+def paired(ours: list[Record], theirs: list[Record], iteration: int) -> list[float]:
+    """Differences of accuracy after an iteration, seed by seed."""
+    scores = [
+        {r["seed"]: r["accuracy"] for r in records if r["iteration"] == iteration}
+        for records in (ours, theirs)
+    ]
+    return [scores[0][seed] - scores[1][seed] for seed in sorted(scores[0].keys() & scores[1])]
+
+
 def of_method(records: list[Record], method: str) -> list[Record]:
     return [r for r in records if r["arm"]["method"] == method]
 
@@ -118,14 +127,14 @@ def methods() -> None:
             digits = 1 if scale == 100 else 2
             rows.append([NAMES[method], *(shown(v, scale, digits) for v in values.values())])
         print(title + "\n" + table(["method", *map(str, range(final + 1))], rows))
-    scores = {(r["arm"]["method"], r["seed"], r["iteration"]): r["accuracy"] for r in records}
-    rows = []
-    for method in present[1:]:
-        paired: dict[int, list[float]] = defaultdict(list)
-        for (theirs, seed, t), score in sorted(scores.items()):
-            if theirs == method and ("t_spin", seed, t) in scores:
-                paired[t].append(scores["t_spin", seed, t] - score)
-        rows.append([NAMES[method], *(shown(v) for _, v in sorted(paired.items()))])
+    ours = of_method(records, "t_spin")
+    rows = [
+        [
+            NAMES[method],
+            *(shown(paired(ours, of_method(records, method), t)) for t in range(final + 1)),
+        ]
+        for method in present[1:]
+    ]
     print("T-SPIN minus\n" + table(["method", *map(str, range(final + 1))], rows))
 
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
@@ -166,8 +175,10 @@ def methods() -> None:
         style = {"label": NAMES[method], "color": COLOURS[method], "linewidth": 1}
         axes[0].semilogy(steps, np.mean(norms, axis=0), **style)
         axes[1].plot(steps, np.mean(advantages, axis=0), **style)
-        ends = [np.mean(n[-len(n) // (final + 1) :]) for n in norms]
-        print(f"mean gradient norm in the last iteration, {NAMES[method]}: {shown(ends, 1, 3)}")
+        for figure_name, values in (("gradient norm", norms), ("current advantage", advantages)):
+            parts = np.mean(np.reshape(values, (len(values), final + 1, -1)), axis=2)
+            each = ", ".join(shown(list(part), 1, 1) for part in parts.T)
+            print(f"mean {figure_name} by iteration, {NAMES[method]}: {each}")
     axes[0].set_title("gradient norm of a step, mean over seeds")
     axes[1].set_title("current advantage, mean over seeds (nats)")
     for ax in axes:
@@ -200,6 +211,11 @@ def data() -> None:
         }
         curve(ax, values, label=NAMES[method], color=COLOURS[method])
         rows.append([NAMES[method], *(shown(v) for v in values.values())])
+    sized = [[r for r in records if r["rows"] == size] for size in sizes]
+    differences = [
+        shown(paired(of_method(some, "t_spin"), of_method(some, "sft"), final)) for some in sized
+    ]
+    rows.append(["T-SPIN minus SFT", *differences])
     ax.axhline(results("base")[0]["accuracy"], color="grey", linewidth=0.5, label="base")
     ax.set_xscale("log")
     ax.set_xlabel("annotated problems")
@@ -223,7 +239,9 @@ def grid() -> None:
     figure, ax = plt.subplots(figsize=(4.6, 3.6), layout="constrained")
     image = ax.imshow(means)
     for i, j in np.ndindex(means.shape):
-        ax.text(j, i, f"{means[i, j]:.1f}", ha="center", va="center", color="white")
+        light = image.norm(means[i, j]) > 0.6
+        colour = "black" if light else "white"
+        ax.text(j, i, f"{means[i, j]:.1f}", ha="center", va="center", color=colour)
     ax.set_xticks(range(len(betas)), map(str, betas))
     ax.set_yticks(range(len(alphas)), map(str, alphas))
     ax.set_xlabel("β")
@@ -254,12 +272,20 @@ def selection() -> None:
         tokens = np.cumsum([np.mean(v) for v in by_iteration(mine, "sampled_tokens").values()])
         accuracies = by_iteration(mine, "accuracy")
         curve(ax, dict(zip(tokens.tolist(), accuracies.values(), strict=True)), label=name)
-        rows.append([name, f"{tokens[-1]:,.0f}", shown(accuracies[final])])
+        rows.append(
+            [
+                name,
+                f"{tokens[-1]:,.0f}",
+                shown(accuracies[final]),
+                shown(paired(mine, everything, final)),
+            ]
+        )
+        print(f"selection {name}: tokens after each iteration {[round(t) for t in tokens]}")
     ax.set_xlabel("tokens sampled")
     ax.set_title("held-out accuracy")
     ax.legend()
     save(figure, "selection")
-    print("## selection\n" + table(["select", "tokens sampled", "accuracy"], rows))
+    print("## selection\n" + table(["select", "tokens sampled", "accuracy", "minus all"], rows))
 
 
 def shift() -> None:
@@ -269,10 +295,17 @@ def shift() -> None:
     figure, ax = plt.subplots(figsize=(5.4, 3.6), layout="constrained")
     numbers = sorted({r["iteration"] for r in records})
     rows = []
-    for then in dict.fromkeys(r["arm"]["then"] for r in records):
-        values = by_iteration([r for r in records if r["arm"]["then"] == then], "accuracy")
+    arms = {
+        then: [r for r in records if r["arm"]["then"] == then]
+        for then in dict.fromkeys(r["arm"]["then"] for r in records)
+    }
+    for then, mine in arms.items():
+        values = by_iteration(mine, "accuracy")
         curve(ax, values, label=then)
         rows.append([then, *(shown(values[t]) for t in numbers)])
+    for then in list(arms)[1:]:
+        differences = [shown(paired(arms[then], arms["new anchor"], t)) for t in numbers]
+        rows.append([f"{then} minus new anchor", *differences])
     ax.set_xlabel("iteration")
     ax.set_xticks(numbers)
     ax.set_title("restated answers that are right, held out")
