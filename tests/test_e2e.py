@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import conversations, write_jsonl
 from safetensors.torch import load_file
@@ -99,6 +100,10 @@ def test_two_iterations_from_one_yaml(make_yaml, tmp_path):
     assert "rewards/margins" in summary and "logps/annotated" in summary
 
 
+@pytest.mark.skipif(
+    torch.version.cuda is not None and not torch.cuda.is_available(),
+    reason="Axolotl asks a CUDA build of torch about its devices, which needs a driver",
+)
 def test_torchruns_processes_sample_as_one_does(make_yaml, tmp_path):
     """What `run --launcher torchrun -- --nproc_per_node 2` starts for the sampling."""
     paths = [
