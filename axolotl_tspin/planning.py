@@ -11,7 +11,6 @@ from axolotl.loaders import load_tokenizer
 from axolotl.loaders.adapter import load_lora
 from axolotl.loaders.utils import load_model_config
 from axolotl.prompt_strategies import load as load_strategy
-from axolotl.utils.data.shared import load_dataset_with_config
 from axolotl.utils.dict import DictDefault
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
@@ -31,7 +30,7 @@ from axolotl_tspin.memory_estimate import (
     model_shape,
     parallel_setting,
 )
-from axolotl_tspin.resolve import prepare_generation, read_yaml
+from axolotl_tspin.resolve import load_data, prepare_generation, read_yaml
 from axolotl_tspin.run_directory import RunDirectory
 from axolotl_tspin.status import run_status
 from axolotl_tspin.tables import read_metadata
@@ -229,7 +228,7 @@ def _source_lengths(cfg: Any, limit: int, *, with_test: bool) -> Lengths:
     tokenizer = load_tokenizer(cfg)
     total, pairs = 0, []
     for entry in cfg.datasets:
-        data = _load_split(cfg, entry, "train")
+        data = _load_split(cfg, entry, "datasets", "train")
         total += len(data)
         strategy = load_strategy(entry.type, tokenizer, cfg, entry)
         first = range(min(LOOKED_AT, len(data)))
@@ -237,7 +236,7 @@ def _source_lengths(cfg: Any, limit: int, *, with_test: bool) -> Lengths:
             pairs.append((len(triplet.prompt), len(triplet.annotated)))
     return Lengths(
         total,
-        sum(len(_load_split(cfg, entry, "test")) for entry in cfg.test_datasets)
+        sum(len(_load_split(cfg, entry, "test_datasets", "test")) for entry in cfg.test_datasets)
         if with_test
         else 0,
         sum(prompt for prompt, _ in pairs) / len(pairs),
@@ -248,8 +247,8 @@ def _source_lengths(cfg: Any, limit: int, *, with_test: bool) -> Lengths:
     )
 
 
-def _load_split(cfg: Any, entry: Any, default: str) -> Any:
-    data = load_dataset_with_config(entry, use_auth_token=bool(cfg.hf_use_auth_token))
+def _load_split(cfg: Any, entry: Any, key: str, default: str) -> Any:
+    data = load_data(cfg, entry, f"`{key}`")
     if isinstance(data, dict):
         data = data.get(entry.split or default) or next(iter(data.values()))
     return data

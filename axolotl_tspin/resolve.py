@@ -404,7 +404,6 @@ def _begin(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory, Policy, dict[str,
     identity = {key: _plain(cfg.get(key)) for key in IDENTITY_KEYS}
     for key in ("datasets", "test_datasets"):
         identity[key] = data_without_credentials(identity[key])
-    for key in ("datasets", "test_datasets"):
         for index, entry in enumerate(cfg.get(key) or []):
             _translate_entry(entry, f"{key}[{index}]")
     initial = Policy(cfg["base_model"], cfg.get("lora_model_dir"))
@@ -479,7 +478,7 @@ def _translate_entry(entry: RawConfig, where: str) -> None:
 def _have_responses(cfg: RawConfig, key: str, config: TSpinConfig) -> bool:
     """Whether all of the data sets already have both generated responses."""
     for index, entry in enumerate(cfg[key]):
-        names = _load_data(cfg, entry, f"`{key}[{index}]`").column_names
+        names = load_data(cfg, entry, f"`{key}[{index}]`").column_names
         if isinstance(names, dict):
             names = names.get(entry.get("split") or "train") or next(iter(names.values()))
         is_spin = entry["type"].endswith(".spin") and "generated" in names
@@ -488,7 +487,12 @@ def _have_responses(cfg: RawConfig, key: str, config: TSpinConfig) -> bool:
     return True
 
 
-def _load_data(cfg: RawConfig, entry: RawConfig, where: str) -> Any:
+def load_data(cfg: RawConfig, entry: RawConfig, where: str) -> Any:
+    """A data set, or its splits by name, as Axolotl loads them; TSpinError where it cannot.
+
+    Args:
+        where: what errors call the entry.
+    """
     try:
         return load_dataset_with_config(
             DictDefault(entry), use_auth_token=bool(cfg.get("hf_use_auth_token"))

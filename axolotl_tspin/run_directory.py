@@ -193,7 +193,7 @@ class RunDirectory:
 
     def check_writable(self) -> None:
         """Raises TSpinError where nothing can be written, before anything is computed."""
-        probe = self.path / f".writable.{_unique()}"
+        probe = temporary_beside(self.path / "writable")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe.touch()
@@ -324,7 +324,7 @@ class RunDirectory:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Give `write` a temporary path beside `path` and put the result in place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{_unique()}.tmp")
+    temporary = temporary_beside(path)
     try:
         write(temporary)
         with open(temporary, "rb") as written:
@@ -344,10 +344,10 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _unique() -> str:
-    """Part of a temporary file's name. Not only the process's number: on another machine it may be
-    the same."""
-    return f"{os.getpid()}-{secrets.token_hex(4)}"
+def temporary_beside(path: Path) -> Path:
+    """What a file is called until it is whole; no other process, on any machine, calls one so."""
+    # Not only by the process's number: on another machine it may be the same.
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def _is_json(path: Path) -> bool:

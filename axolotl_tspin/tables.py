@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.run_directory import temporary_beside
 
 METADATA_KEY = b"t_spin"
 CHECKSUM = b'"checksum": "'
@@ -44,9 +44,7 @@ class TableWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._replace = replace
-        # Not only the process's number: on another machine it may be the same.
-        unique = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._temporary = path.with_name(f".{path.name}.{unique}.tmp")
+        self._temporary = temporary_beside(path)
         self._file = _HashedFile(self._temporary)
         self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
 
