@@ -1,15 +1,17 @@
 """transformers' generation with a real (tiny) policy: what is sampled is the policy's."""
 
+import pytest
 import torch
 from conftest import tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
+from test_shared_prefix import make_policy
 from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.generation import transformers_engine
-from axolotl_tspin.generation.decoding import decoding_attention, give_room
+from axolotl_tspin.generation.decoding import RowSampler, decoding_attention, give_room
 from axolotl_tspin.generation.engine import Request
 from axolotl_tspin.generation.transformers_engine import TransformersEngine, batch_size_for
 
@@ -146,9 +148,11 @@ def test_rows_of_one_batch_end_at_their_own_tokens_alone(monkeypatch):
     assert any(2 in r.ids for r in alone if not r.row % 2)
 
 
-def test_prompts_read_in_parts_are_continued_as_those_read_at_once(monkeypatch):
+@pytest.mark.parametrize("longer", [0, 1])
+def test_prompts_read_in_parts_are_continued_as_those_read_at_once(monkeypatch, longer):
+    """Each prompt longer than the one before, or all alike, without padding."""
     policy = tiny_llama(50).double()
-    prompts = [[1, *(3 + (i + j) % 40 for j in range(30 + i))] for i in range(6)]
+    prompts = [[1, *(3 + (i + j) % 40 for j in range(35 - longer * (5 - i)))] for i in range(6)]
     lengths: list[int] = []
     forward = policy.forward
 
@@ -165,31 +169,72 @@ def test_prompts_read_in_parts_are_continued_as_those_read_at_once(monkeypatch):
     assert lengths[:4] == [16, 16, 4, 1]
 
 
-@given(st.lists(st.one_of(st.integers(1, 40), st.just("leave")), min_size=1, max_size=8))
-def test_a_cache_with_room_holds_what_transformers_own_holds(steps):
-    """Growing by any number of tokens, rows leaving in between."""
+STEPS = st.one_of(st.integers(1, 100), st.sets(st.integers(0, 4)))
+
+
+@given(st.lists(STEPS, min_size=1, max_size=8), st.integers(0, 200))
+def test_a_cache_with_room_holds_what_transformers_own_holds(steps, tokens):
+    """Growing by any number of tokens, some of five rows leaving in between."""
     torch.manual_seed(0)
-    own, roomy = DynamicCache(), DynamicCache()
+    config = tiny_llama(12).config
+    own, roomy = DynamicCache(config=config), DynamicCache(config=config)
+    give_room(roomy, tokens)
     rows = 5
     for step in steps:
-        if step == "leave" and rows > 1:
-            rows -= 1
-            for cache in (own, roomy):
-                cache.batch_select_indices(torch.arange(rows))
-        elif step != "leave":
+        if isinstance(step, int):
             keys, values = torch.randn(2, rows, 2, step, 3)
-            expected = own.update(keys, values, 0)
-            got = roomy.update(keys, values, 0)
-            assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-            give_room(roomy)
-        assert roomy.get_seq_length() == own.get_seq_length()
+            for layer in range(config.num_hidden_layers):
+                expected = own.update(keys + layer, values, layer)
+                got = roomy.update(keys + layer, values, layer)
+                assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+            assert roomy.get_seq_length() == own.get_seq_length()
+            continue
+        staying = [row for row in range(rows) if row not in step]
+        if staying and own.get_seq_length():
+            rows = len(staying)
+            for cache in (own, roomy):
+                cache.batch_select_indices(torch.tensor(staying))
 
 
-def test_decoding_attention_is_sdpa_with_its_groups_side_by_side():
-    """One new token under a padding mask, four query heads to a key head."""
+@given(st.integers(1, 700), st.integers(0, 2**31), st.floats(0.1, 30))
+def test_a_token_is_where_the_cumulative_distribution_passes_the_uniform_number(size, seed, scale):
+    """Over vocabularies of one part and of several, with tokens that cannot be drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = scale * torch.randn(4, size, generator=generator)
+    scores[torch.rand(4, size, generator=generator) < 0.4] = float("-inf")
+    scores[:, seed % size] = 0.0
+    seeds = [seed + row for row in range(4)]
+    drawn = RowSampler(seeds, 2, 3)(torch.zeros(4, 3, dtype=torch.int64), scores).argmax(dim=1)
+    for row, token in enumerate(drawn.tolist()):
+        probabilities = scores[row].double().softmax(0)
+        assert probabilities[token] > 0
+        uniform = torch.rand(
+            3, generator=torch.Generator().manual_seed(seeds[row]), dtype=torch.float64
+        )[1].item()
+        below = probabilities[:token].sum().item()
+        assert below - 1e-5 <= uniform <= below + probabilities[token].item() + 1e-5
+
+
+@pytest.mark.parametrize("family", ["Gemma3", "GPT2", "Qwen3", "Mistral, window inside the row"])
+def test_families_with_windows_and_without_groups_are_decoded_as_their_logits_say(family):
+    policy = make_policy(family)
+    prompts = [[1, *range(3, 3 + n)] for n in (40, 7, 21)]
+    for prompt, response in zip(prompts, sampled(policy, prompts, temperature=0), strict=True):
+        ids = list(prompt)
+        with torch.no_grad():
+            for token in response.ids:
+                assert policy(torch.tensor([ids])).logits[0, -1].argmax().item() == token
+                ids.append(token)
+        assert response.ids
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_decoding_attention_is_sdpa_with_its_groups_side_by_side(length):
+    """New tokens under a mask of padding and causes, four query heads to a key head."""
     torch.manual_seed(0)
-    query, key, value = torch.randn(3, 8, 1, 4), torch.randn(3, 2, 9, 4), torch.randn(3, 2, 9, 4)
-    mask = torch.ones(3, 1, 1, 9, dtype=torch.bool)
+    query = torch.randn(3, length, 8, 4).transpose(1, 2)
+    key, value = torch.randn(3, 2, 9, 4), torch.randn(3, 2, 9, 4)
+    mask = torch.ones(3, 1, length, 9, dtype=torch.bool).tril(9 - length)
     mask[0, ..., :4] = False
     module = torch.nn.Module()
     module.num_key_value_groups = 4

@@ -28,15 +28,23 @@ from axolotl_tspin.policies import base_of
 DECODING = "t_spin_decoding"
 """The name of this attention: `model.set_attn_implementation(DECODING)`."""
 
-ROOM = 32
+ROOM = 64
 """Tokens that a cache can take before it is copied to a larger one."""
+
+PART = 256
+"""Neighbouring tokens of the vocabulary whose probabilities are added up before one is drawn."""
 
 
 class RoomyLayer(DynamicLayer):
-    """A DynamicLayer that is copied every `ROOM` tokens; `keys` and `values` are views."""
+    """A DynamicLayer that is copied every `ROOM` tokens; `keys` and `values` are views.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    Args:
+        tokens: room for at least so many from the start.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self._tokens = tokens
         self._stores: tuple[Tensor, Tensor] | None = None
         self._view: Tensor | None = None
 
@@ -46,40 +54,61 @@ class RoomyLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         old, length = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
-        # Rows that left the batch left it through a copy, which has no room.
+        # Whatever else changed the layer left tensors without room.
         stores = self._stores if self.keys is self._view else None
         if stores is None or stores[0].shape[-2] < length:
-            rows, heads, _, _ = key_states.shape
+            rows = len(key_states)
             stores = (
-                key_states.new_empty(rows, heads, length + ROOM, key_states.shape[-1]),
-                value_states.new_empty(rows, heads, length + ROOM, value_states.shape[-1]),
+                self._room_for(rows, length, key_states),
+                self._room_for(rows, length, value_states),
             )
             if self.keys is not None and self.values is not None and old:
                 stores[0][:, :, :old] = self.keys
                 stores[1][:, :, :old] = self.values
         stores[0][:, :, old:length] = key_states
         stores[1][:, :, old:length] = value_states
-        self._stores = stores
-        self.keys = self._view = stores[0][:, :, :length]
-        self.values = stores[1][:, :, :length]
+        return self._keep(*stores, length)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.keys is None or self.values is None:
+            return
+        length = self.get_seq_length()
+        keys = self._room_for(len(indices), length, self.keys)
+        values = self._room_for(len(indices), length, self.values)
+        torch.index_select(self.keys, 0, indices, out=keys[:, :, :length])
+        torch.index_select(self.values, 0, indices, out=values[:, :, :length])
+        self._keep(keys, values, length)
+
+    def _room_for(self, rows: int, length: int, like: Tensor) -> Tensor:
+        """(rows, heads, room for `length` tokens and more, size), empty."""
+        capacity = max(length + ROOM, self._tokens)
+        return like.new_empty(rows, like.shape[1], capacity, like.shape[3])
+
+    def _keep(self, keys: Tensor, values: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        self._stores = (keys, values)
+        self.keys = self._view = keys[:, :, :length]
+        self.values = values[:, :, :length]
         return self.keys, self.values
 
 
-def give_room(cache: DynamicCache) -> None:
-    """Let a cache's full-attention layers take further tokens without a copy each."""
+def give_room(cache: DynamicCache, tokens: int = 0) -> None:
+    """Let a cache's full-attention layers take further tokens without a copy each, at least
+    `tokens` in all."""
     for number, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
-            roomy = RoomyLayer()
-            roomy.lazy_initialization(layer.keys, layer.values)
-            roomy.keys, roomy.values = layer.keys, layer.values
+        if type(layer) is DynamicLayer:
+            roomy = RoomyLayer(tokens)
+            if layer.keys is not None and layer.values is not None:
+                roomy.lazy_initialization(layer.keys, layer.values)
+                roomy.keys, roomy.values = layer.keys, layer.values
             cache.layers[number] = roomy
 
 
 class RowSampler(LogitsProcessor):
     """Draws every row's token from its own seed, whatever else is in the batch.
 
-    Inverts the cumulative distribution (float64) at one uniform number a token, and leaves the
-    drawn token alone in the scores, so that greedy decoding takes it.
+    Inverts the cumulative distribution at one uniform number a token, first of the sums of
+    `PART` tokens, then within one of them, and leaves the drawn token alone in the scores, so that
+    greedy decoding takes it.
 
     Args:
         seeds: of the rows.
@@ -105,10 +134,25 @@ class RowSampler(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(rows, vocabulary) scores, −inf but for the drawn tokens."""
         uniform = self._uniform[:, input_ids.shape[1] - self._prompt_length, None]
-        cumulative = scores.float().softmax(dim=1).cumsum(dim=1, dtype=torch.float64)
-        point = uniform.to(scores.device) * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, point, right=True)
+        probabilities = scores.float().softmax(dim=1)
+        if missing := -probabilities.shape[1] % PART:
+            probabilities = F.pad(probabilities, (0, missing))
+        parts = probabilities.unflatten(1, (-1, PART))
+        part, left = _inverted(parts.sum(dim=2), uniform.to(scores.device))
+        inside = parts.gather(1, part[:, :, None].expand(-1, 1, PART))[:, 0]
+        drawn = part * PART + _inverted(inside, left)[0]
         return torch.full_like(scores, float("-inf")).scatter_(1, drawn, 0.0)
+
+
+def _inverted(weights: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the cumulative sums of (rows, N) weights pass a share (rows, 1) of all: (rows, 1)
+    index, of a positive weight, and the share of that weight that lies below."""
+    cumulative = weights.cumsum(dim=1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    point = torch.minimum(share * total, total.nextafter(torch.zeros_like(total)))
+    index = torch.searchsorted(cumulative, point, right=True)
+    weight = weights.gather(1, index).double()
+    return index, (point - (cumulative.gather(1, index) - weight)) / weight
 
 
 class RowStops(StoppingCriteria):
@@ -143,23 +187,25 @@ def decoding_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: `sdpa`, but for one new token and grouped heads the
-    queries of a group stand side by side over their one key head."""
+    """transformers' attention interface: `sdpa`, but under a mask the queries of grouped heads
+    stand side by side over their one key head."""
     rows, heads, length, size = query.shape
     groups = heads // key.shape[1]
-    if length > 1 or groups == 1 or kwargs.get("position_bias") is not None:
+    causal = attention_mask is None and length > 1
+    if causal or groups == 1 or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     output = F.scaled_dot_product_attention(
-        query.view(rows, key.shape[1], groups, size),
+        query.reshape(rows, key.shape[1], groups * length, size),
         key,
         value,
-        attn_mask=attention_mask,
+        attn_mask=None if attention_mask is None else attention_mask.repeat(1, 1, groups, 1),
         dropout_p=dropout,
         scale=scaling,
     )
-    return output.reshape(rows, 1, heads, value.shape[-1]), None
+    output = output.reshape(rows, heads, length, value.shape[-1])
+    return output.transpose(1, 2).contiguous(), None
 
 
 def use_decoding_attention(model: Any) -> None:

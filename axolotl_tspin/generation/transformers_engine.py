@@ -16,6 +16,7 @@ from transformers import GenerationConfig as DecodingConfig
 
 from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.generation.decoding import (
+    ROOM,
     RowSampler,
     RowStops,
     give_room,
@@ -94,7 +95,7 @@ class TransformersEngine:
                 processors.append(TopPLogitsWarper(self._sampling.top_p))
             processors.append(sampler)
 
-        alive, cache = list(range(len(group))), None
+        alive, cache = list(range(len(group))), self._empty_cache(longest)
         answered: dict[int, Response] = {}
         while alive:
             made = sequences.shape[1] - longest
@@ -107,7 +108,7 @@ class TransformersEngine:
                 past_key_values=cache,
                 logits_processor=processors,
                 stopping_criteria=StoppingCriteriaList([stops]),
-                prefill_chunk_size=None if cache else self._prefill_chunk(len(group), longest),
+                prefill_chunk_size=None if made else self._prefill_chunk(len(group), longest),
                 max_new_tokens=min(SEGMENT, left) if shrinks else left,
                 return_dict_in_generate=True,
             )
@@ -134,6 +135,16 @@ class TransformersEngine:
                 break
             mask = torch.nn.functional.pad(mask, (0, sequences.shape[1] - mask.shape[1]), value=1)
         return [answered[i] for i in range(len(group))]
+
+    def _empty_cache(self, tokens: int) -> DynamicCache | None:
+        """With room for prompts of so many tokens; None where the model makes its own."""
+        base = base_of(self._model)
+        # Some states along the row go by another name than a cache.
+        if getattr(base, "_is_stateful", False) or not base._supports_default_dynamic_cache():
+            return None
+        cache = DynamicCache(config=base.config.get_text_config(decoder=True))
+        give_room(cache, tokens + ROOM)
+        return cache
 
     def _prefill_chunk(self, rows: int, tokens: int) -> int | None:
         """Tokens of each prompt to read at a time; None reads all at once."""
