@@ -95,7 +95,8 @@ def chunked_head(
     busy = False
 
     def chunk_logps(hidden: Tensor, targets: Tensor) -> Tensor:
-        return lean_token_logps(to_logits(head(hidden[None])[0]), targets)
+        # Not `[0]`, whose gradient is a second tensor of the logits' size.
+        return lean_token_logps(to_logits(head(hidden[None]).squeeze(0)), targets)
 
     def take_hidden(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         nonlocal busy
@@ -116,6 +117,8 @@ def chunked_head(
         hook.remove()
     if len(found) != 1:
         raise NotImplementedError(f"{type(policy).__name__} called its head {len(found)} times")
+    if not is_sharded(policy):
+        return found[0]
     # Sharding wrappers hang their backward hooks on what the forward returned.
     return found[0] + 0 * logits.flatten()[0]
 
