@@ -172,13 +172,15 @@ def test_prompts_read_in_parts_are_continued_as_those_read_at_once(monkeypatch, 
 STEPS = st.one_of(st.integers(1, 100), st.sets(st.integers(0, 4)))
 
 
-@given(st.lists(STEPS, min_size=1, max_size=8), st.integers(0, 200))
-def test_a_cache_with_room_holds_what_transformers_own_holds(steps, tokens):
-    """Growing by any number of tokens, some of five rows leaving in between."""
+@given(st.lists(STEPS, min_size=1, max_size=8), st.integers(0, 200), st.booleans())
+def test_a_cache_with_room_holds_what_transformers_own_holds(steps, tokens, filled):
+    """Growing by any number of tokens, some of five rows leaving in between; given room when empty
+    or when filled."""
     torch.manual_seed(0)
     config = tiny_llama(12).config
     own, roomy = DynamicCache(config=config), DynamicCache(config=config)
-    give_room(roomy, tokens)
+    if not filled:
+        give_room(roomy, tokens)
     rows = 5
     for step in steps:
         if isinstance(step, int):
@@ -188,6 +190,7 @@ def test_a_cache_with_room_holds_what_transformers_own_holds(steps, tokens):
                 got = roomy.update(keys + layer, values, layer)
                 assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
             assert roomy.get_seq_length() == own.get_seq_length()
+            give_room(roomy, tokens)
             continue
         staying = [row for row in range(rows) if row not in step]
         if staying and own.get_seq_length():
