@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from axolotl_tspin.config import ResolvedRun, TSpinConfig
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.fingerprints import policy_fingerprint
+from axolotl_tspin.prepared import clear_half_prepared
 from axolotl_tspin.ranks import in_step, rank
 from axolotl_tspin.resolve import RL_TYPE, prepare_training
 from axolotl_tspin.run_directory import Policy, RunDirectory
@@ -27,9 +28,13 @@ class TSpinPlugin(BasePlugin):
         self._post_train_calls = 0
 
     def register(self, cfg: dict) -> None:
+        block = cfg.get("t_spin")
+        resolved = block.get("resolved") if isinstance(block, dict) else None
         if cfg.get("rl") == RL_TYPE:
             in_step(lambda: prepare_training(cfg))
-        elif cfg.get("t_spin") and not cfg["t_spin"].get("resolved"):
+        elif resolved and resolved["task"] == "train":  # a step repeated with its train.yml
+            in_step(lambda: clear_half_prepared(cfg["dataset_prepared_path"]))
+        elif block and not resolved:
             LOG.warning("the block `t_spin` has no effect without `rl: t_spin`")
 
     def get_input_args(self) -> str:
