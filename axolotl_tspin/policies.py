@@ -1,7 +1,9 @@
-"""Reaching the transformers model inside wrappers, and its numbers (torch only)."""
+"""Reaching the transformers model inside wrappers, its numbers and its precision (torch only)."""
 
+import contextlib
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -21,3 +23,10 @@ def base_of(policy: Any) -> Any:
 
 def vocabulary_size(policy: Any) -> int:
     return policy.config.get_text_config().vocab_size
+
+
+def autocast(policy: Any, precision: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+    """Run forward passes on the policy's device in bfloat16 or float16; None changes nothing."""
+    if precision is None:
+        return contextlib.nullcontext()
+    return torch.autocast(policy.device.type, dtype=precision)

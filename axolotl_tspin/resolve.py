@@ -127,6 +127,11 @@ def parse_t_spin(cfg: RawConfig) -> TSpinConfig:
         raise TSpinError("; ".join(problems)) from error
 
 
+PARTITIONING_KEYS = ("deepspeed", "fsdp", "fsdp_config", "fsdp_version")
+"""Those that spread one model over ranks. A process that samples holds all of its own, and Axolotl
+would make it join a process group for them."""
+
+
 def prepare_training(cfg: RawConfig) -> str:
     """Point Axolotl at the due iteration's triplets, policy and output folder.
 
@@ -265,6 +270,8 @@ def prepare_generation(cfg: RawConfig) -> GenerationPlan:
     if not cfg.get("lora_model_dir"):
         cfg["adapter"] = None  # one that is still to be trained is no part of the policy
     cfg["inference"] = True
+    for key in PARTITIONING_KEYS:
+        cfg.pop(key, None)
     cfg["dataset_prepared_path"] = str(run.path / "prepared")
     with_test = bool(cfg.get("test_datasets")) and not (
         run.exists() or _have_responses(cfg, "test_datasets", config)

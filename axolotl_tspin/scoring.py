@@ -7,11 +7,17 @@ import torch
 
 from axolotl_tspin.layouts import TripletTokens, on_device, pad_triplets
 from axolotl_tspin.logps import triplet_logps
+from axolotl_tspin.policies import autocast
 
 
 @torch.no_grad()
 def score_triplets(
-    model: Any, triplets: Sequence[TripletTokens], *, pad_token_id: int, batch_size: int
+    model: Any,
+    triplets: Sequence[TripletTokens],
+    *,
+    pad_token_id: int,
+    batch_size: int,
+    precision: torch.dtype | None = None,
 ) -> torch.Tensor:
     """(len(triplets), 3) float64: log π of annotated, synthetic and proto-synthetic response, in
     nats.
@@ -19,6 +25,7 @@ def score_triplets(
     Args:
         model: the policy, on its device.
         batch_size: triplets in one forward.
+        precision: what the forward is autocast to.
     """
     model.eval()
     # Triplets of like length together, so that little is padding.
@@ -27,5 +34,7 @@ def score_triplets(
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         batch = pad_triplets([triplets[i] for i in chunk], pad_token_id=pad_token_id)
-        logps[chunk] = triplet_logps(model, on_device(batch, model.device))[0].double().cpu()
+        with autocast(model, precision):
+            sums, _ = triplet_logps(model, on_device(batch, model.device))
+        logps[chunk] = sums.double().cpu()
     return logps

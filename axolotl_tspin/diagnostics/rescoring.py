@@ -5,16 +5,15 @@ from typing import Any
 
 import torch
 from axolotl.cli.config import load_cfg
-from axolotl.cli.utils.load import load_model_and_tokenizer
 from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.collator import triplet_tokens
 from axolotl_tspin.diagnostics.figures import keep_figures, kept_scores
 from axolotl_tspin.diagnostics.scores import Scores, rows_to_score, triplets_to_score, write_scores
 from axolotl_tspin.layouts import TripletTokens
+from axolotl_tspin.loading import load_policy
 from axolotl_tspin.resolve import prepare_generation, read_yaml
 from axolotl_tspin.run_directory import Policy
-from axolotl_tspin.scoring import score_triplets
 from axolotl_tspin.tables import read_metadata
 
 LOG = get_logger(__name__)
@@ -73,7 +72,4 @@ def policy_logps(
     cfg.base_model = policy.base_model
     cfg.lora_model_dir = policy.adapter_dir
     cfg.adapter = adapter if policy.adapter_dir else None
-    model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
-    return score_triplets(
-        model, triplets, pad_token_id=tokenizer.pad_token_id, batch_size=cfg.micro_batch_size
-    )
+    return load_policy(cfg).score(triplets, cfg.micro_batch_size)

@@ -19,11 +19,10 @@ import torch
 from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.generation.blocks import block_path
-from axolotl_tspin.generation.split import LoadedPolicy
 from axolotl_tspin.generation.store import REFERENCE_SCHEMA, Prompts, reference_made_with
 from axolotl_tspin.layouts import RESPONSES, TripletTokens
+from axolotl_tspin.loading import LoadedPolicy
 from axolotl_tspin.resolve import GenerationPlan
-from axolotl_tspin.scoring import score_triplets
 from axolotl_tspin.tables import (
     DamagedTable,
     TableWriter,
@@ -54,14 +53,7 @@ def write_references(
     loaded = functools.cache(load)
 
     def score(triplets: list[TripletTokens]) -> torch.Tensor:
-        policy = loaded()
-        with _precision(cfg, policy.model.device):
-            return score_triplets(
-                policy.model,
-                triplets,
-                pad_token_id=policy.tokenizer.pad_token_id or 0,
-                batch_size=cfg.micro_batch_size,
-            )
+        return loaded().score(triplets, cfg.micro_batch_size)
 
     complete = True
     for triplets, path in plan.run.references(plan.due.iteration):
@@ -130,9 +122,3 @@ def _scored(triplets: Path, prompts: Prompts, block: int, score: Score) -> pa.Ta
     logps = score([TripletTokens(*(row[name] for name in TOKEN_COLUMNS)) for row in rows])
     columns = dict(zip(RESPONSES, logps.T.numpy(), strict=True))
     return pa.table({"row": prompts.rows_of(block), **columns}, schema=REFERENCE_SCHEMA)
-
-
-def _precision(cfg: Any, device: torch.device) -> contextlib.AbstractContextManager:
-    """The precision that the Trainer's forward runs in."""
-    dtype = torch.bfloat16 if cfg.bf16 else torch.float16
-    return torch.autocast(device.type, dtype, enabled=cfg.bf16 is True or cfg.fp16 is True)

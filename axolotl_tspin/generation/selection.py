@@ -3,6 +3,7 @@
 The others keep the response, with its provenance, that they had in the iteration before.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,15 @@ def select_rows(
 
 
 def current_advantages(
-    model: Any, triplets: Path, prompts: Prompts, *, pad_token_id: int, batch_size: int
+    score: Callable[[list[Any], int], Any], triplets: Path, prompts: Prompts, batch_size: int
 ) -> np.ndarray:
     """(rows,) u = log π(y|x) − log π(y′|x) of an iteration's triplets, in nats: one forward pass.
 
     Args:
-        model: the policy.
+        score: `LoadedPolicy.score` of the policy.
+        batch_size: triplets in one forward.
     """
     from axolotl_tspin.layouts import TripletTokens
-    from axolotl_tspin.scoring import score_triplets
 
     columns = ["prompt_ids", "annotated_ids", "synthetic_ids"]
     advantages = np.empty(prompts.rows)
@@ -90,8 +91,6 @@ def current_advantages(
                 )
                 for r in rows
             ]
-            logps = score_triplets(
-                model, tokens, pad_token_id=pad_token_id, batch_size=batch_size
-            ).numpy()
+            logps = score(tokens, batch_size).numpy()
             advantages[np.asarray(prompts.rows_of(block))] = logps[:, 0] - logps[:, 1]
     return advantages

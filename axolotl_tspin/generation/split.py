@@ -4,12 +4,11 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import filelock
 import numpy as np
 from axolotl.utils.logging import get_logger
-from transformers import PreTrainedTokenizerBase
 
 from axolotl_tspin.diagnostics.figures import kept_scores, sampling_figures
 from axolotl_tspin.diagnostics.findings import sampling_findings
@@ -27,18 +26,12 @@ from axolotl_tspin.generation.progress import Progress
 from axolotl_tspin.generation.selection import current_advantages, read_selection, select_rows
 from axolotl_tspin.generation.shards import Shard
 from axolotl_tspin.generation.store import Prompts, Sources, assemble_triplets, needed_rows
+from axolotl_tspin.loading import LoadedPolicy
 from axolotl_tspin.resolve import GenerationPlan
 from axolotl_tspin.run_directory import digest
 from axolotl_tspin.tables import DamagedTable
 
 LOG = get_logger(__name__)
-
-
-class LoadedPolicy(NamedTuple):
-    """The policy of the iteration in this process."""
-
-    tokenizer: PreTrainedTokenizerBase
-    model: Any
 
 
 class SplitSampling:
@@ -112,13 +105,11 @@ class SplitSampling:
             scored = logps_of_rows(kept_scores(run, self.number - 1), np.arange(self.prompts.rows))
             if scored is not None:
                 return scored[:, 0] - scored[:, 1]
-        policy = load()
         return current_advantages(
-            policy.model,
+            load().score,
             run.iteration(self.number - 1).triplets(self.name),
             self.prompts,
-            pad_token_id=policy.tokenizer.pad_token_id or 0,
-            batch_size=self.batch_size,
+            self.batch_size,
         )
 
     def requests(self, block: Block, group_size: int, eos: int | None) -> Iterator[list[Request]]:

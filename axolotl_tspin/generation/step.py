@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 import filelock
 import torch
 from axolotl.cli.config import load_cfg
-from axolotl.cli.utils.load import load_model_and_tokenizer
 from axolotl.common.datasets import load_datasets
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.logging import get_logger
@@ -25,8 +24,9 @@ from axolotl_tspin.generation.blocks import rows_done
 from axolotl_tspin.generation.engine import Engine
 from axolotl_tspin.generation.reference import write_references
 from axolotl_tspin.generation.shards import Shard, this_shard
-from axolotl_tspin.generation.split import LoadedPolicy, SplitSampling, sample_split
+from axolotl_tspin.generation.split import SplitSampling, sample_split
 from axolotl_tspin.generation.store import freeze_prompts
+from axolotl_tspin.loading import load_policy
 from axolotl_tspin.resolve import GenerationPlan, prepare_generation, read_yaml
 from axolotl_tspin.run_directory import RunDirectory
 from axolotl_tspin.strategies.encoding import ResponseTokenizer
@@ -157,14 +157,6 @@ def begin_run(plan: GenerationPlan) -> None:
     )
 
 
-def load_policy(cfg: Any) -> LoadedPolicy:
-    """Model and tokenizer, as Axolotl would load them for inference."""
-    if not torch.accelerator.is_available():
-        cfg.device_map = {"": "cpu"}  # Axolotl places rank n on GPU n even where there is none
-    model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
-    return LoadedPolicy(tokenizer, model)
-
-
 def load_engine(
     plan: GenerationPlan, cfg: Any, stack: contextlib.ExitStack
 ) -> tuple[Engine, PreTrainedTokenizerBase]:
@@ -186,6 +178,7 @@ def load_engine(
             pad_token_id=needed_pad_token_id(tokenizer),
             sampling=config,
             batch_size=batch_size_for(policy.model, config.batch_size, cfg.sequence_len),
+            precision=policy.precision,
         )
     elif config.backend == "vllm":
         from axolotl_tspin.generation.vllm_engine import load_vllm

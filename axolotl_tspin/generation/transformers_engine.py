@@ -23,7 +23,7 @@ from axolotl_tspin.generation.decoding import (
     use_decoding_attention,
 )
 from axolotl_tspin.generation.engine import Request, Response
-from axolotl_tspin.policies import base_of
+from axolotl_tspin.policies import autocast, base_of
 
 SEGMENT = 24
 """Tokens between two looks at which rows of a batch have ended."""
@@ -44,22 +44,32 @@ class TransformersEngine:
         pad_token_id: fills the left of shorter prompts.
         sampling: temperature and top_p.
         batch_size: prompts in a batch.
+        precision: what forward passes are autocast to.
     """
 
     name = f"transformers {transformers.__version__}"
 
     def __init__(
-        self, model: Any, *, pad_token_id: int, sampling: GenerationConfig, batch_size: int
+        self,
+        model: Any,
+        *,
+        pad_token_id: int,
+        sampling: GenerationConfig,
+        batch_size: int,
+        precision: torch.dtype | None = None,
     ) -> None:
         self.group_size = batch_size
         self._model = model.eval()
         use_decoding_attention(model)
         self._pad_token_id = pad_token_id
         self._sampling = sampling
+        self._precision = precision
 
     def sample(self, groups: Iterable[list[Request]]) -> Iterator[list[Response]]:
         for group in groups:
-            yield self._answer(group)
+            with autocast(self._model, self._precision):
+                answers = self._answer(group)
+            yield answers
 
     def close(self) -> None:
         pass
