@@ -30,7 +30,7 @@ from axolotl_tspin.memory_estimate import (
     model_shape,
     parallel_setting,
 )
-from axolotl_tspin.resolve import load_data, prepare_generation, read_yaml
+from axolotl_tspin.resolve import PARTITIONING_KEYS, load_data, prepare_generation, read_yaml
 from axolotl_tspin.run_directory import RunDirectory
 from axolotl_tspin.status import run_status
 from axolotl_tspin.tables import read_metadata
@@ -115,9 +115,11 @@ def plan_run(config_path: Path, ranks: int) -> RunPlan:
     """
     raw = read_yaml(config_path)
     adapter = raw.adapter
+    partitioning = {key: raw[key] for key in PARTITIONING_KEYS if raw.get(key)}
     plan = prepare_generation(raw)
     config, run = plan.config, plan.run
     cfg = load_cfg(raw)
+    cfg.update(partitioning)  # taken away from a step that samples; training's memory needs them
     limit, row = config.generation.max_new_tokens, cfg.sequence_len
     if run.exists():
         lengths = _frozen_lengths(run, config.iterations, limit, row)

@@ -213,6 +213,18 @@ def test_a_pinned_iteration_that_is_trained_is_the_one_named(run, make_yaml):
     assert "All iterations of the run" in call("generate", path)
 
 
+def test_plan_knows_how_training_partitions_its_model(make_yaml):
+    """In one process without a launcher, where Axolotl could not set DeepSpeed up."""
+    zero2 = str(ROOT / "examples" / "deepspeed" / "zero2.json")
+    names = [
+        json.loads(call("plan", make_yaml(**keys), "--json", "--ranks", 4))["memory"]["setting"][
+            "name"
+        ]
+        for keys in ({}, {"deepspeed": zero2})
+    ]
+    assert names == ["DDP", "ZeRO-2"]
+
+
 def test_plan_estimates_the_memory_of_a_rank(make_yaml, tmp_path):
     keys = {"rows": 10, "output_dir": str(tmp_path / "fresh")}
     lora = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
