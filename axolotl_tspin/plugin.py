@@ -31,9 +31,9 @@ class TSpinPlugin(BasePlugin):
         block = cfg.get("t_spin")
         resolved = block.get("resolved") if isinstance(block, dict) else None
         if cfg.get("rl") == RL_TYPE:
-            in_step(lambda: prepare_training(cfg))
+            in_step(lambda: _made_ready(cfg, prepare_training(cfg)))
         elif resolved and resolved["task"] == "train":  # a step repeated with its train.yml
-            in_step(lambda: clear_half_prepared(cfg["dataset_prepared_path"]))
+            in_step(lambda: _made_ready(cfg, "a step repeated with its train.yml"))
         elif block and not resolved:
             LOG.warning("the block `t_spin` has no effect without `rl: t_spin`")
 
@@ -151,6 +151,12 @@ class TSpinPlugin(BasePlugin):
             dropped = directory.drop_models_before(resolved.iteration + 1 - keep)
             if dropped:
                 LOG.info("T-SPIN: keep_models: dropped the models of iterations %s", dropped)
+
+
+def _made_ready(cfg: dict, agreed: str) -> str:
+    """What ranks agree on, once the folder of prepared rows is one that Axolotl can read."""
+    clear_half_prepared(cfg["dataset_prepared_path"])
+    return agreed
 
 
 def _settings(cfg: Any) -> tuple[TSpinConfig, ResolvedRun] | None:

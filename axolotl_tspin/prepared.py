@@ -12,8 +12,8 @@ from datasets import load_from_disk
 LOG = get_logger(__name__)
 
 
-def clear_half_prepared(prepared_path: str) -> str:
-    """Delete what a killed process left of prepared rows; the path, on which ranks agree.
+def clear_half_prepared(prepared_path: str) -> None:
+    """Delete what a killed process left of prepared rows.
 
     Axolotl takes any folder that has a file in it for whole. Its writer holds a lock, which we
     take, so that nothing is deleted under a live process.
@@ -24,7 +24,7 @@ def clear_half_prepared(prepared_path: str) -> str:
     """
     folder = Path(prepared_path)
     if not folder.is_dir():
-        return prepared_path
+        return
     with filelock.FileLock(folder / LOCK_FILE_NAME):
         for rows in [path for path in folder.iterdir() if path.is_dir()]:
             try:
@@ -38,4 +38,3 @@ def clear_half_prepared(prepared_path: str) -> str:
                     " ".join(str(error).split())[:200],
                 )
                 shutil.rmtree(rows)
-    return prepared_path

@@ -27,7 +27,6 @@ from axolotl_tspin.contradictions import (
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.fingerprints import policy_fingerprint
 from axolotl_tspin.generation.store import Prompts, check_reference, check_triplets
-from axolotl_tspin.prepared import clear_half_prepared
 from axolotl_tspin.public_names import data_without_credentials, without_credentials
 from axolotl_tspin.ranks import rank
 from axolotl_tspin.run_directory import (
@@ -168,7 +167,6 @@ def prepare_training(cfg: RawConfig) -> str:
             )
         _resolve(cfg, config, "train", run, initial, config.iteration, direct=True)
         cfg["dataset_prepared_path"] = _prepared_path(cfg, _data_files(cfg["datasets"]))
-        clear_half_prepared(cfg["dataset_prepared_path"])
         LOG.info("T-SPIN: training on the data sets' own responses, into %s", cfg["output_dir"])
         return "the data sets' own responses"
 
@@ -221,7 +219,6 @@ def prepare_training(cfg: RawConfig) -> str:
     if checkpoint and not done and cfg.get("auto_resume_from_checkpoints") is not False:
         cfg["resume_from_checkpoint"] = cfg.get("resume_from_checkpoint") or str(checkpoint)
     cfg["dataset_prepared_path"] = _prepared_path(cfg, files)
-    clear_half_prepared(cfg["dataset_prepared_path"])
     if not done and rank() == 0:
         _write_training_config(iteration.training_config, cfg)
     LOG.info(
