@@ -1,21 +1,39 @@
-"""T-SPIN (triplet-based self-play fine-tuning, arXiv 2601.08198) as an Axolotl plugin.
+"""T-SPIN (triplet-based self-play fine-tuning, arXiv 2601.08198), for Axolotl and for transformers.
 
-Importing this package is cheap: the plugin class, and torch with it, is loaded when something
-asks for it.
+Importing this package is cheap: a name's module, and torch with it, is loaded when something asks
+for the name.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["TSpinPlugin", "__version__"]
-
 if TYPE_CHECKING:
-    from axolotl_tspin.plugin import TSpinPlugin
+    from axolotl_tspin.plugin.plugin import TSpinPlugin
+    from axolotl_tspin.training.arguments import TSpinTrainingArguments
+    from axolotl_tspin.training.collator import TripletCollator
+    from axolotl_tspin.training.loss import t_spin_loss
+    from axolotl_tspin.training.trainer import TripletTrainer
+
+__version__ = "0.1.0"
+__all__ = [
+    "TSpinPlugin",
+    "TSpinTrainingArguments",
+    "TripletCollator",
+    "TripletTrainer",
+    "__version__",
+    "t_spin_loss",
+]
+
+_MODULES = {
+    "TSpinPlugin": "plugin.plugin",
+    "TSpinTrainingArguments": "training.arguments",
+    "TripletCollator": "training.collator",
+    "TripletTrainer": "training.trainer",
+    "t_spin_loss": "training.loss",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "TSpinPlugin":
-        from axolotl_tspin.plugin import TSpinPlugin
-
-        return TSpinPlugin
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

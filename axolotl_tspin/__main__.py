@@ -11,7 +11,7 @@ import sys
 def main() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         import axolotl.cli  # noqa: F401  its loggers keep the stdout that they find on import
-    from axolotl_tspin.cli import t_spin
+    from axolotl_tspin.commands import t_spin
 
     t_spin(prog_name="python -m axolotl_tspin")
 

@@ -33,14 +33,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_tspin.config import TSpinConfig
 from axolotl_tspin.generation.blocks import rows_done
-from axolotl_tspin.generation.server_engine import ServerEngine
+from axolotl_tspin.generation.engines.server_engine import ServerEngine
+from axolotl_tspin.generation.engines.transformers_engine import TransformersEngine, batch_size_for
+from axolotl_tspin.generation.engines.vllm_engine import load_vllm
+from axolotl_tspin.generation.sampling import SplitSampling, sample_split
 from axolotl_tspin.generation.shards import Shard
-from axolotl_tspin.generation.split import SplitSampling, sample_split
-from axolotl_tspin.generation.store import freeze_prompts
-from axolotl_tspin.generation.transformers_engine import TransformersEngine, batch_size_for
-from axolotl_tspin.generation.vllm_engine import load_vllm
-from axolotl_tspin.resolve import GenerationPlan
-from axolotl_tspin.run_directory import Due, Policy, RunDirectory
+from axolotl_tspin.resolve.steps import GenerationPlan
+from axolotl_tspin.run.directory import Due, Policy, RunDirectory
+from axolotl_tspin.run.prompts import freeze_prompts
 
 LENGTH = 512
 CONCURRENCY = 32

@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from quickstart import unpack_model  # noqa: E402
 
 from axolotl_tspin.generation.blocks import rows_done  # noqa: E402
-from axolotl_tspin.run_directory import RunDirectory  # noqa: E402
-from axolotl_tspin.tables import read_table  # noqa: E402
+from axolotl_tspin.run.directory import RunDirectory  # noqa: E402
+from axolotl_tspin.run.tables import read_table  # noqa: E402
 
 ROWS = 256
 PORT = 8411

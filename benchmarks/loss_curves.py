@@ -17,10 +17,10 @@ import matplotlib
 import torch
 from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
 
-from axolotl_tspin.args import TSpinTrainingArgs
-from axolotl_tspin.collator import TripletCollator
-from axolotl_tspin.tables import read_table
-from axolotl_tspin.trainer import TripletTrainer
+from axolotl_tspin.run.tables import read_table
+from axolotl_tspin.training.arguments import TSpinTrainingArgs
+from axolotl_tspin.training.collator import TripletCollator
+from axolotl_tspin.training.trainer import TripletTrainer
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

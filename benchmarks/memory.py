@@ -19,12 +19,13 @@ from types import SimpleNamespace
 import numpy as np
 
 from axolotl_tspin.config import TSpinConfig
-from axolotl_tspin.generation.engine import Request, Response
+from axolotl_tspin.generation.engines.engine import Request, Response
+from axolotl_tspin.generation.sampling import SplitSampling, sample_split
 from axolotl_tspin.generation.shards import Shard
-from axolotl_tspin.generation.split import SplitSampling, sample_split
-from axolotl_tspin.generation.store import Prompts, check_triplets, freeze_prompts
-from axolotl_tspin.resolve import GenerationPlan
-from axolotl_tspin.run_directory import Due, Policy, RunDirectory
+from axolotl_tspin.resolve.steps import GenerationPlan
+from axolotl_tspin.run.directory import Due, Policy, RunDirectory
+from axolotl_tspin.run.prompts import Prompts, freeze_prompts
+from axolotl_tspin.run.triplets import check_triplets
 
 POLICY = "0" * 16
 TEXT = "A farmer has 17 sheep, sells 9 of them and buys 4 more. How many sheep has the farmer now?"

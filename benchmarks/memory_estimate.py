@@ -16,17 +16,18 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from axolotl_tspin.layouts import TripletTokens, pack_triplets, pad_triplets
-from axolotl_tspin.layouts.attention import STRUCTURED
-from axolotl_tspin.layouts.choice import Choice
-from axolotl_tspin.logps import triplet_logps
-from axolotl_tspin.loss import t_spin_loss
-from axolotl_tspin.memory_estimate import (
+from axolotl_tspin.planning.memory import (
     estimate_memory,
     largest_micro_batch,
     model_shape,
     parallel_setting,
 )
+from axolotl_tspin.training.attention import STRUCTURED
+from axolotl_tspin.training.layout_choice import Choice
+from axolotl_tspin.training.layouts import pack_triplets, pad_triplets
+from axolotl_tspin.training.logps import triplet_logps
+from axolotl_tspin.training.loss import t_spin_loss
+from axolotl_tspin.triplets import TripletTokens
 
 SIZES = {
     "23M": LlamaConfig(

@@ -29,11 +29,11 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
-from axolotl_tspin.args import TSpinTrainingArgs
-from axolotl_tspin.collator import TripletCollator
-from axolotl_tspin.layouts import TripletTokens
-from axolotl_tspin.layouts.choice import Choice
-from axolotl_tspin.trainer import TripletTrainer
+from axolotl_tspin.training.arguments import TSpinTrainingArgs
+from axolotl_tspin.training.collator import TripletCollator
+from axolotl_tspin.training.layout_choice import Choice
+from axolotl_tspin.training.trainer import TripletTrainer
+from axolotl_tspin.triplets import TripletTokens
 
 SHAPES = [(100, 150), (200, 400), (512, 128), (1024, 128), (1024, 1024)]
 RANDOM_LLAMAS = {
@@ -130,7 +130,7 @@ def triplet_step(
         train_dataset=rows,
         data_collator=TripletCollator(SimpleNamespace(pad_token_id=0)),
     )
-    trainer._choice = choice  # the padded layout with all logits is no setting of its own
+    trainer.layout.choice = choice  # the padded layout with all logits is no setting of its own
     count = torch.tensor(len(triplets), device=model.device)
 
     def step() -> None:

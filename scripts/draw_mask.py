@@ -12,8 +12,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from axolotl_tspin.layouts import TripletTokens, pack_triplets, pad_triplets
-from axolotl_tspin.layouts.attention import visibility
+from axolotl_tspin.training.attention import visibility
+from axolotl_tspin.training.layouts import pack_triplets, pad_triplets
+from axolotl_tspin.triplets import TripletTokens
 
 # Two triplets: three different responses, and y′ = y0 as at iteration 0.
 TRIPLETS = [

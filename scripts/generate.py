@@ -3,7 +3,9 @@
 The same as `axolotl t-spin generate run.yml`.
 """
 
-from axolotl_tspin.cli import generate
+import sys
+
+from axolotl_tspin.commands import t_spin
 
 if __name__ == "__main__":
-    generate()
+    t_spin(["generate", *sys.argv[1:]])

@@ -78,7 +78,7 @@ def main() -> None:
         run("axolotl", "train", str(path))
     run("axolotl", "t-spin", "compare", str(path), "--rows", "16")
 
-    from axolotl_tspin.comparison import sample_of
+    from axolotl_tspin.diagnostics.comparison import sample_of
 
     last = folder / "run" / f"iteration_{cfg['t_spin']['iterations'] - 1}"
     sample = sample_of(last / "triplets" / "train.parquet")

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from axolotl_tspin.fingerprints import policy_fingerprint
-from axolotl_tspin.run_directory import Policy, RunDirectory
+from axolotl_tspin.run.directory import Policy, RunDirectory
+from axolotl_tspin.run.fingerprints import policy_fingerprint
 
 ROOT = Path(__file__).parent.parent
 WORD_PROBLEMS = ROOT / "examples" / "data" / "word_problems.jsonl"

@@ -13,10 +13,11 @@ from peft import LoraConfig, get_peft_model
 from test_trainer import ALPHA, BETA, Arguments, Collator
 from torch import nn
 
-from axolotl_tspin.layouts import TripletTokens, pad_triplets
-from axolotl_tspin.logps import triplet_logps
-from axolotl_tspin.loss import t_spin_loss
-from axolotl_tspin.trainer import TripletTrainer
+from axolotl_tspin.training.layouts import pad_triplets
+from axolotl_tspin.training.logps import triplet_logps
+from axolotl_tspin.training.loss import t_spin_loss
+from axolotl_tspin.training.trainer import TripletTrainer
+from axolotl_tspin.triplets import TripletTokens
 
 VOCABULARY = 50
 MICRO_BATCH = 4

@@ -13,7 +13,7 @@ import yaml
 from axolotl.utils.dict import DictDefault
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.plugin import TSpinPlugin
+from axolotl_tspin.plugin.plugin import TSpinPlugin
 
 out, *cases = sys.argv[1:]
 for case in cases:

@@ -6,11 +6,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.generation import store
 from axolotl_tspin.generation.blocks import claim_blocks, read_journal, rows_done
 from axolotl_tspin.generation.shards import Shard, this_shard
-from axolotl_tspin.generation.store import Prompts, freeze_prompts
-from axolotl_tspin.tables import read_table
+from axolotl_tspin.run import prompts as run_prompts
+from axolotl_tspin.run.prompts import Prompts, freeze_prompts
+from axolotl_tspin.run.tables import read_table
 
 MADE_WITH = {"policy": "feed", "temperature": 1.0}
 
@@ -33,7 +33,7 @@ def response(row: int) -> dict:
 @pytest.fixture
 def prompts(tmp_path, monkeypatch) -> Prompts:
     """70 prompts in blocks of 32, 32 and 6."""
-    monkeypatch.setattr(store, "SMALLEST_BLOCK", 32)
+    monkeypatch.setattr(run_prompts, "SMALLEST_BLOCK", 32)
     rows = [
         {
             "prompt": "p",

@@ -19,12 +19,12 @@ from conftest import conversations, write_jsonl
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from axolotl_tspin.collator import triplet_tokens
 from axolotl_tspin.generation.step import generate
-from axolotl_tspin.layouts import pad_triplets
-from axolotl_tspin.logps import triplet_logps
-from axolotl_tspin.loss import t_spin_loss
-from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.training.layouts import pad_triplets
+from axolotl_tspin.training.logps import triplet_logps
+from axolotl_tspin.training.loss import t_spin_loss
+from axolotl_tspin.triplets import from_row
 
 pytestmark = pytest.mark.e2e
 
@@ -104,7 +104,7 @@ def trained_by(path):
 def expected(policy, trainer) -> tuple[float, float]:
     """Loss and gradient norm of the policy on the trainer's rows, padded, with all logits."""
     model = LlamaForCausalLM.from_pretrained(policy, attn_implementation="sdpa")
-    triplets = [triplet_tokens(row) for row in trainer.train_dataset]
+    triplets = [from_row(row) for row in trainer.train_dataset]
     logps, _ = triplet_logps(model, pad_triplets(triplets, pad_token_id=0), head="plain")
     loss = t_spin_loss(*logps.unbind(1), alpha=1.0, beta=0.1).loss.mean()
     loss.backward()
@@ -130,7 +130,7 @@ def test_all_weights(trained, policy, name):
     if name != "unfrozen":
         assert float(logged["grad_norm"]) == pytest.approx(norm, rel=1e-4)
     layout = "padded" if name == "compile" else "shared_prefix"
-    assert trainer._choice.layout == layout, trainer._choice.reason
+    assert trainer.layout.choice.layout == layout, trainer.layout.choice.reason
     before, after = load_file(policy / "model.safetensors"), load_file(folder / "model.safetensors")
     moved = {key for key in before if not before[key].equal(after[key])}
     first_layer = {key for key in before if ".layers.0." in key}
@@ -154,7 +154,7 @@ def test_adapters(trained, policy, name):
     loss, _ = expected(policy, trainer)
     # An adapter begins as nothing; quantisation alone moves the policy.
     assert logged["loss"] == pytest.approx(loss, rel={"8bit": 0.02, "qlora": 0.1}.get(name, 1e-5))
-    choice = trainer._choice
+    choice = trainer.layout.choice
     assert (choice.layout, choice.head) == ("shared_prefix", "chunked"), choice.reason
     weights = load_file(folder / "adapter_model.safetensors")
     assert any(weight.any() for key, weight in weights.items() if "lora_B" in key)

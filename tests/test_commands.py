@@ -18,13 +18,14 @@ from click.testing import CliRunner
 from conftest import ROOT, conversations, pretend_trained, tiny_llama, write_jsonl
 from datasets import Dataset, load_dataset
 
-from axolotl_tspin import exporting
-from axolotl_tspin.cli import t_spin
+from axolotl_tspin.commands import t_spin
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.step import generate
-from axolotl_tspin.resolve import prepare_training, read_yaml
-from axolotl_tspin.run_directory import RunDirectory
-from axolotl_tspin.tables import read_metadata, read_table, write_table
+from axolotl_tspin.resolve.steps import prepare_training
+from axolotl_tspin.resolve.yaml_file import read_yaml
+from axolotl_tspin.run import exporting
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.tables import read_metadata, read_table, write_table
 
 
 def call(*arguments) -> str:

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from axolotl_tspin.config import GenerationConfig, TSpinConfig
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.resolve import parse_t_spin
+from axolotl_tspin.resolve.yaml_file import parse_t_spin
 
 
 def parse(**block):

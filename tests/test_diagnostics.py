@@ -14,28 +14,19 @@ from test_commands import call, refused
 from test_generation import plain_logp
 from transformers import AutoModelForCausalLM
 
-from axolotl_tspin.comparison import compare
 from axolotl_tspin.diagnostics import findings
+from axolotl_tspin.diagnostics.comparison import compare
 from axolotl_tspin.diagnostics.diversity import distinct_n, repetition
-from axolotl_tspin.diagnostics.figures import (
-    Method,
-    kept_scores,
-    policy_figures,
-    read_figures,
-    sampling_figures,
-)
+from axolotl_tspin.diagnostics.figures import Method, policy_figures, read_figures, sampling_figures
 from axolotl_tspin.diagnostics.rescoring import score_missing
-from axolotl_tspin.diagnostics.scores import (
-    Scores,
-    logps_of_rows,
-    read_scores,
-    rows_to_score,
-    write_scores,
-)
 from axolotl_tspin.generation.step import generate
-from axolotl_tspin.resolve import inspect_run, read_yaml
-from axolotl_tspin.run_directory import RunDirectory
-from axolotl_tspin.tables import read_table
+from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.logps import (
+    Scores,
+    kept_scores,
+)
+from axolotl_tspin.run.tables import read_table
 
 ROWS = 10
 T_SPIN = {
@@ -207,27 +198,6 @@ def test_the_model_card_replaces_axolotls(run):
 
 
 # Each warning, provoked.
-
-
-def test_a_score_of_another_policy_or_of_other_prompts_is_none(tmp_path):
-    path = tmp_path / "scores.parquet"
-    assert read_scores(path, policy="a", prompts_fingerprint="p") is None
-    scores = Scores(np.array([4, 1]), np.array([[1.0, 2, 3], [4, 5, 6]]), "a")
-    write_scores(path, scores, prompts_fingerprint="p")
-    kept = read_scores(path, policy="a", prompts_fingerprint="p")
-    assert kept.rows.tolist() == [1, 4] and kept.logps[0].tolist() == [4, 5, 6]
-    assert read_scores(path, policy="b", prompts_fingerprint="p") is None
-    assert read_scores(path, policy="a", prompts_fingerprint="q") is None
-    assert logps_of_rows(kept, [4]).tolist() == [[1, 2, 3]]
-    assert logps_of_rows(kept, [2, 4]) is None
-
-
-def test_scored_rows_are_spread_evenly():
-    assert rows_to_score(10, "all").tolist() == list(range(10))
-    assert rows_to_score(3, 5).tolist() == [0, 1, 2]
-    some = rows_to_score(1001, 11)
-    assert some.tolist() == list(range(0, 1001, 100))
-    assert len(set(rows_to_score(1234, 1000).tolist())) == 1000
 
 
 def test_the_2_by_2_table_tells_reward_order_from_likelihood_order():

@@ -16,10 +16,10 @@ from conftest import conversations, write_jsonl
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from axolotl_tspin.loop import AXOLOTL, generation_launcher
-from axolotl_tspin.resolve import inspect_run, read_yaml
-from axolotl_tspin.run_directory import RunDirectory
-from axolotl_tspin.tables import read_table
+from axolotl_tspin.commands.loop import AXOLOTL, generation_launcher
+from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.tables import read_table
 
 pytestmark = pytest.mark.e2e
 BIN = Path(sys.executable).parent

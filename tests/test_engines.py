@@ -20,14 +20,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from axolotl_tspin.config import GenerationConfig
-from axolotl_tspin.generation import vllm_engine
-from axolotl_tspin.generation.engine import Request
-from axolotl_tspin.generation.server_engine import ServerEngine
-from axolotl_tspin.generation.transformers_engine import TransformersEngine
-from axolotl_tspin.generation.vllm_engine import load_vllm
-from axolotl_tspin.layouts import TripletTokens
-from axolotl_tspin.run_directory import Policy
-from axolotl_tspin.scoring import score_triplets
+from axolotl_tspin.generation.engines import vllm_engine
+from axolotl_tspin.generation.engines.engine import Request
+from axolotl_tspin.generation.engines.server_engine import ServerEngine
+from axolotl_tspin.generation.engines.transformers_engine import TransformersEngine
+from axolotl_tspin.generation.engines.vllm_engine import load_vllm
+from axolotl_tspin.run.directory import Policy
+from axolotl_tspin.training.scoring import score_triplets
+from axolotl_tspin.triplets import TripletTokens
 
 VLLM = os.environ.get("AXOLOTL_TSPIN_VLLM")
 needs_vllm = pytest.mark.skipif(

@@ -8,6 +8,7 @@ import torch
 import yaml
 from conftest import ROOT, pretend_trained, write_jsonl, write_yaml
 
+from axolotl_tspin.commands.loop import evaluate_missing
 from axolotl_tspin.diagnostics.evaluation import (
     PAPER_METRICS,
     Evaluation,
@@ -18,9 +19,9 @@ from axolotl_tspin.diagnostics.evaluation import (
 from axolotl_tspin.diagnostics.figures import run_figures
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.step import generate
-from axolotl_tspin.loop import evaluate_missing
-from axolotl_tspin.resolve import inspect_run, prepare_training, read_yaml
-from axolotl_tspin.run_directory import Policy, RunDirectory
+from axolotl_tspin.resolve.steps import prepare_training
+from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
+from axolotl_tspin.run.directory import Policy, RunDirectory
 
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 TASK = ROOT / "examples" / "tasks" / "gsm8k_local.yaml"

@@ -18,28 +18,22 @@ from conftest import ROOT, WORD_PROBLEMS, tiny_llama
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from axolotl_tspin.contradictions import loses_small_steps
-from axolotl_tspin.fingerprints import policy_fingerprint
 from axolotl_tspin.generation.blocks import block_path
-from axolotl_tspin.generation.store import (
-    RESPONSES_SCHEMA,
-    Prompts,
-    Sources,
-    assemble_triplets,
-    freeze_prompts,
-    prompt_hash,
-)
-from axolotl_tspin.layouts.choice import Choice
-from axolotl_tspin.memory_estimate import (
+from axolotl_tspin.planning.memory import (
     estimate_memory,
     largest_micro_batch,
     model_shape,
     parallel_setting,
 )
-from axolotl_tspin.plugin import _settings
-from axolotl_tspin.run_directory import Policy, RunDirectory
+from axolotl_tspin.plugin.plugin import _settings
+from axolotl_tspin.resolve.refusals import loses_small_steps
+from axolotl_tspin.run.directory import Policy, RunDirectory
+from axolotl_tspin.run.fingerprints import policy_fingerprint
+from axolotl_tspin.run.prompts import Prompts, freeze_prompts, prompt_hash
+from axolotl_tspin.run.tables import write_table
+from axolotl_tspin.run.triplets import RESPONSES_SCHEMA, Sources, assemble_triplets
 from axolotl_tspin.strategies.encoding import PAPER_TEMPLATE, ChatEncoder
-from axolotl_tspin.tables import write_table
+from axolotl_tspin.training.layout_choice import Choice
 
 YAMLS = sorted((ROOT / "examples" / "yaml").glob("*.yml"))
 

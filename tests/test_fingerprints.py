@@ -10,8 +10,8 @@ from conftest import tiny_llama
 from huggingface_hub.utils import filter_repo_objects
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.fingerprints import policy_fingerprint, weights_size
-from axolotl_tspin.run_directory import Policy
+from axolotl_tspin.run.directory import Policy
+from axolotl_tspin.run.fingerprints import policy_fingerprint, weights_size
 
 
 @pytest.fixture

@@ -18,14 +18,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.generation import importing, step, store
+from axolotl_tspin.generation import importing, step
 from axolotl_tspin.generation.blocks import rows_done
 from axolotl_tspin.generation.shards import Shard
 from axolotl_tspin.generation.step import generate
-from axolotl_tspin.generation.store import Prompts
-from axolotl_tspin.resolve import prepare_training, read_yaml
-from axolotl_tspin.run_directory import RunDirectory
-from axolotl_tspin.tables import TableWriter, read_table
+from axolotl_tspin.resolve.steps import prepare_training
+from axolotl_tspin.resolve.yaml_file import read_yaml
+from axolotl_tspin.run import prompts as run_prompts
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.prompts import Prompts
+from axolotl_tspin.run.tables import TableWriter, read_table
 
 
 def rows_of(path) -> list[dict]:
@@ -35,8 +37,8 @@ def rows_of(path) -> list[dict]:
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     """Blocks of four rows, so that a few rows are several blocks."""
-    monkeypatch.setattr(store, "SMALLEST_BLOCK", 4)
-    monkeypatch.setattr(store, "BLOCKS_AT_LEAST", 1000)
+    monkeypatch.setattr(run_prompts, "SMALLEST_BLOCK", 4)
+    monkeypatch.setattr(run_prompts, "BLOCKS_AT_LEAST", 1000)
 
 
 @pytest.fixture
@@ -110,8 +112,9 @@ def test_a_killed_step_goes_on_where_it_was(make_yaml, tmp_path):
     path = make_yaml(**keys)
     whole = make_yaml(name="whole.yml", output_dir=str(tmp_path / "whole"), **keys)
     code = (
-        "import sys; from axolotl_tspin.generation import step, store; "
-        "store.SMALLEST_BLOCK = 4; store.BLOCKS_AT_LEAST = 1000; step.generate(sys.argv[1])"
+        "import sys; from axolotl_tspin.generation import step; "
+        "from axolotl_tspin.run import prompts; "
+        "prompts.SMALLEST_BLOCK = 4; prompts.BLOCKS_AT_LEAST = 1000; step.generate(sys.argv[1])"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=tmp_path)
     folder = RunDirectory(tmp_path / "out").iteration(0).responses("train")

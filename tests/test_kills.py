@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from axolotl_tspin.generation.blocks import rows_done
-from axolotl_tspin.run_directory import RunDirectory
-from axolotl_tspin.tables import read_table
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.tables import read_table
 
 pytestmark = pytest.mark.e2e
 KILLS = 50
@@ -21,10 +21,10 @@ ROWS = 40
 
 def generate_in_small_blocks(path):
     """What a killed process runs."""
-    from axolotl_tspin.generation import store
     from axolotl_tspin.generation.step import generate
+    from axolotl_tspin.run import prompts
 
-    store.SMALLEST_BLOCK, store.BLOCKS_AT_LEAST = 4, 1000
+    prompts.SMALLEST_BLOCK, prompts.BLOCKS_AT_LEAST = 4, 1000
     generate(path)
 
 

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_tspin.collator import TripletCollator, triplet_tokens
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.layouts import TripletTokens, pack_triplets, pad_triplets, triplets_of
+from axolotl_tspin.training.collator import TripletCollator
+from axolotl_tspin.training.layouts import pack_triplets, pad_triplets, triplets_of
+from axolotl_tspin.triplets import TripletTokens, from_row
 
 tokens = st.lists(st.integers(1, 99), max_size=9)
 prompt = st.lists(st.integers(1, 99), min_size=1, max_size=9)
@@ -102,7 +103,7 @@ def test_a_row_of_the_data_set_is_its_triplet(t):
         "synthetic_ids": t.synthetic,
         "proto_synthetic_ids": t.proto_synthetic,
     }
-    assert triplet_tokens(row) == t
+    assert from_row(row) == t
 
 
 def test_the_collator_takes_the_layout_that_it_is_told(tokenizer):

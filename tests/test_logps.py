@@ -6,9 +6,10 @@ import pytest
 import torch
 from conftest import tiny_llama
 
-from axolotl_tspin.heads import HEADS, lean_token_logps, token_logps
-from axolotl_tspin.layouts import TripletTokens, pad_triplets
-from axolotl_tspin.logps import triplet_logps
+from axolotl_tspin.training.heads import HEADS, lean_token_logps, token_logps
+from axolotl_tspin.training.layouts import pad_triplets
+from axolotl_tspin.training.logps import triplet_logps
+from axolotl_tspin.triplets import TripletTokens
 
 
 def reference_logp(logits: torch.Tensor, labels: list[int]) -> float:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axolotl_tspin.loss import t_spin_loss
+from axolotl_tspin.training.loss import t_spin_loss
 
 logp = st.floats(-60, 0)
 BETAS = (0.0, 0.1, 1.0)

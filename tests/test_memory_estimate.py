@@ -7,10 +7,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.layouts import TripletTokens, pad_triplets
-from axolotl_tspin.layouts.choice import Choice
-from axolotl_tspin.logps import triplet_logps
-from axolotl_tspin.memory_estimate import (
+from axolotl_tspin.planning.memory import (
     MicroBatch,
     ModelShape,
     activation_bytes,
@@ -21,6 +18,10 @@ from axolotl_tspin.memory_estimate import (
     parallel_setting,
     state_bytes,
 )
+from axolotl_tspin.training.layout_choice import Choice
+from axolotl_tspin.training.layouts import pad_triplets
+from axolotl_tspin.training.logps import triplet_logps
+from axolotl_tspin.triplets import TripletTokens
 
 CONFIG = LlamaConfig(
     vocab_size=500,

@@ -17,16 +17,18 @@ from trl import DPOConfig, DPOTrainer
 
 from axolotl_tspin.config import TSpinConfig
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.generation import reference as reference_module
-from axolotl_tspin.generation import store
 from axolotl_tspin.generation.step import generate
-from axolotl_tspin.layouts import TripletTokens, pad_triplets
-from axolotl_tspin.logps import triplet_logps
-from axolotl_tspin.loss import t_spin_loss
-from axolotl_tspin.resolve import prepare_generation, prepare_training, read_yaml
-from axolotl_tspin.run_directory import RunDirectory
-from axolotl_tspin.scoring import score_triplets
-from axolotl_tspin.tables import read_metadata, read_table, write_table
+from axolotl_tspin.resolve import loading
+from axolotl_tspin.resolve.steps import prepare_generation, prepare_training
+from axolotl_tspin.resolve.yaml_file import read_yaml
+from axolotl_tspin.run import prompts as run_prompts
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.tables import read_metadata, read_table, write_table
+from axolotl_tspin.training.layouts import pad_triplets
+from axolotl_tspin.training.logps import triplet_logps
+from axolotl_tspin.training.loss import t_spin_loss
+from axolotl_tspin.training.scoring import score_triplets
+from axolotl_tspin.triplets import TripletTokens
 
 METHODS = ("t_spin", "spin", "t_spin_ref", "no_history")
 WITH_REFERENCE = ("spin", "t_spin_ref")
@@ -37,8 +39,8 @@ triple = st.tuples(logp, logp, logp)
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     """Blocks of four rows, so that a few rows are several blocks."""
-    monkeypatch.setattr(store, "SMALLEST_BLOCK", 4)
-    monkeypatch.setattr(store, "BLOCKS_AT_LEAST", 1000)
+    monkeypatch.setattr(run_prompts, "SMALLEST_BLOCK", 4)
+    monkeypatch.setattr(run_prompts, "BLOCKS_AT_LEAST", 1000)
 
 
 def ell(a: float, loss: str) -> tuple[float, float]:
@@ -158,7 +160,7 @@ def test_spin_is_trls_dpo_with_beta_lambda(tmp_path, tokenizer, layout):
     trainer.args.t_spin_alpha, trainer.args.t_spin_beta = lam, 0.0
     our_loss, outputs = trainer.compute_loss(ours, trainer.data_collator(rows), return_outputs=True)
     our_loss.backward()
-    assert trainer._choice.layout == layout
+    assert trainer.layout.choice.layout == layout
     assert our_loss.item() == pytest.approx(their_loss.item(), rel=1e-5)
     assert our_loss.item() != pytest.approx(math.log(2), abs=1e-3), "the policies differ"
     theirs = dict(theirs.named_parameters())
@@ -287,7 +289,7 @@ def test_stopped_scoring_goes_on_and_switching_the_method_only_scores(
             raise KeyboardInterrupt
         return score_triplets(model, triplets, **settings)
 
-    monkeypatch.setattr(reference_module, "score_triplets", counting)
+    monkeypatch.setattr(loading, "score_triplets", counting)
     with pytest.raises(KeyboardInterrupt):
         generate(path)
     assert prepare_generation(read_yaml(path)).due.step == "generate"

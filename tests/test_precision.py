@@ -9,14 +9,15 @@ from peft import LoraConfig, get_peft_model
 from transformers import MistralConfig, MistralForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from axolotl_tspin.comparison import compare
-from axolotl_tspin.fingerprints import policy_fingerprint
+from axolotl_tspin.diagnostics.comparison import compare
 from axolotl_tspin.generation.step import generate
-from axolotl_tspin.layouts import TripletTokens
-from axolotl_tspin.loading import load_policy, training_precision
-from axolotl_tspin.resolve import prepare_generation, read_yaml
-from axolotl_tspin.run_directory import Policy, RunDirectory
-from axolotl_tspin.tables import read_table
+from axolotl_tspin.resolve.loading import load_policy, training_precision
+from axolotl_tspin.resolve.steps import prepare_generation
+from axolotl_tspin.resolve.yaml_file import read_yaml
+from axolotl_tspin.run.directory import Policy, RunDirectory
+from axolotl_tspin.run.fingerprints import policy_fingerprint
+from axolotl_tspin.run.tables import read_table
+from axolotl_tspin.triplets import TripletTokens
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LORA = {"adapter": "lora", "lora_r": 2, "lora_alpha": 4, "lora_target_modules": ["q_proj"]}

@@ -13,8 +13,8 @@ from axolotl.common.datasets import load_datasets
 from datasets import Dataset, load_from_disk
 
 from axolotl_tspin.generation.step import generate
-from axolotl_tspin.prepared import clear_half_prepared
-from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.plugin.prepared import clear_half_prepared
+from axolotl_tspin.run.directory import RunDirectory
 
 PREPARE = """
 import json, os, signal, sys

@@ -9,15 +9,16 @@ from test_commands import call, refused
 from axolotl_tspin.diagnostics.model_card import model_card
 from axolotl_tspin.diagnostics.report import shown_settings
 from axolotl_tspin.generation.step import generate
-from axolotl_tspin.public_names import (
+from axolotl_tspin.resolve.steps import prepare_generation
+from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.public_names import (
     data_without_credentials,
     on_the_hub,
     public_name,
     without_credentials,
 )
-from axolotl_tspin.resolve import inspect_run, prepare_generation, read_yaml
-from axolotl_tspin.run_directory import RunDirectory
-from axolotl_tspin.tables import read_table
+from axolotl_tspin.run.tables import read_table
 
 SECRET = "https://user:t0ken@host/data/train.jsonl?X-Amz-Signature=s1gned"
 CLEAN = "https://host/data/train.jsonl"

@@ -14,8 +14,8 @@ from rank_cases import CHECKPOINTED, Case, make_policy, reference
 from test_ranks import on_ranks
 from transformers import AutoModelForCausalLM
 
-from axolotl_tspin.fingerprints import policy_fingerprint
-from axolotl_tspin.run_directory import Policy
+from axolotl_tspin.run.directory import Policy
+from axolotl_tspin.run.fingerprints import policy_fingerprint
 
 SCRIPT = Path(__file__).parent / "resume_on_ranks.py"
 

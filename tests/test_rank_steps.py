@@ -7,9 +7,9 @@ from conftest import pretend_trained
 from test_ranks import on_ranks
 
 from axolotl_tspin.generation.step import generate
-from axolotl_tspin.plugin import TSpinPlugin
-from axolotl_tspin.resolve import read_yaml
-from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.plugin.plugin import TSpinPlugin
+from axolotl_tspin.resolve.yaml_file import read_yaml
+from axolotl_tspin.run.directory import RunDirectory
 
 
 def files(folder: Path) -> dict[str, bytes]:

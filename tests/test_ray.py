@@ -14,8 +14,8 @@ from ray.train import RunConfig, ScalingConfig  # noqa: E402
 from ray.train.torch import TorchTrainer  # noqa: E402
 
 from axolotl_tspin.generation.step import generate  # noqa: E402
-from axolotl_tspin.run_directory import RunDirectory  # noqa: E402
-from axolotl_tspin.tables import read_table  # noqa: E402
+from axolotl_tspin.run.directory import RunDirectory  # noqa: E402
+from axolotl_tspin.run.tables import read_table  # noqa: E402
 
 pytestmark = pytest.mark.e2e
 

@@ -11,12 +11,12 @@ from axolotl.utils.dict import DictDefault
 from conftest import ROOT, WORD_PROBLEMS, conversations, pretend_trained, write_jsonl
 
 from axolotl_tspin import TSpinPlugin
-from axolotl_tspin.contradictions import SMALLEST_BFLOAT16_RATE, loses_small_steps
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.step import generate
-from axolotl_tspin.plugin import _settings
-from axolotl_tspin.resolve import prepare_generation
-from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.plugin.plugin import _settings
+from axolotl_tspin.resolve.refusals import SMALLEST_BFLOAT16_RATE, loses_small_steps
+from axolotl_tspin.resolve.steps import prepare_generation
+from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.strategies import CHAT_KEYS, STRATEGY_KEYS
 
 LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
@@ -260,7 +260,7 @@ def test_settings_that_do_not_do_what_they_seem_to_are_warned_of(
     path = make_yaml(datasets=[data], **({"learning_rate": 5e-7} | keys))
     with caplog.at_level("WARNING"):
         register(path)
-    warnings = [r.getMessage() for r in caplog.records if r.name == "axolotl_tspin.resolve"]
+    warnings = [r.getMessage() for r in caplog.records if r.name == "axolotl_tspin.resolve.steps"]
     assert len(warnings) == (says is not None)
     assert says is None or says in warnings[0]
 

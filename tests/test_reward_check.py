@@ -13,14 +13,14 @@ from conftest import pretend_trained
 from scipy.stats import kendalltau, spearmanr
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from axolotl_tspin.cli import t_spin
+from axolotl_tspin.commands import t_spin
 from axolotl_tspin.diagnostics.judges import Answer, JudgedTriplet, RewardModel, ScoreColumns
 from axolotl_tspin.diagnostics.reward_check import correlations
-from axolotl_tspin.diagnostics.scores import Scores, write_scores
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.step import generate
-from axolotl_tspin.run_directory import RunDirectory
-from axolotl_tspin.tables import read_metadata, read_table
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.logps import Scores, write_scores
+from axolotl_tspin.run.tables import read_metadata, read_table
 
 NAMES = ("annotated", "synthetic", "proto_synthetic")
 
@@ -35,10 +35,7 @@ def run(make_yaml, tmp_path):
     iteration = directory.iteration(0)
     logps = np.random.default_rng(1).normal(-30, 9, (8, 3))
     policy = iteration.training_record()["policy"]
-    fingerprint = read_metadata(iteration.triplets("train"))["prompts_fingerprint"]
-    write_scores(
-        iteration.scores, Scores(np.arange(8), logps, policy), prompts_fingerprint=fingerprint
-    )
+    write_scores(iteration.scores, Scores(np.arange(8), logps, policy), iteration.triplets("train"))
     return path, directory, logps
 
 

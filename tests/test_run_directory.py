@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.run_directory import Due, Policy, RunDirectory, write_atomically
+from axolotl_tspin.run.directory import Due, Policy, RunDirectory
+from axolotl_tspin.run.files import write_atomically
 
 IDENTITY = {"base_model": "m", "datasets": [{"path": "d"}], "sequence_len": 64}
 

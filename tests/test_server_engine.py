@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.generation.engine import Request
-from axolotl_tspin.generation.server_engine import ServerEngine, ServerUnavailable, _start
-from axolotl_tspin.run_directory import Policy
+from axolotl_tspin.generation.engines.engine import Request
+from axolotl_tspin.generation.engines.server_engine import ServerEngine, ServerUnavailable
+from axolotl_tspin.generation.engines.server_process import start_server
+from axolotl_tspin.run.directory import Policy
 
 END = 2
 KEY = "sk-not-to-be-seen"
@@ -416,16 +417,17 @@ def test_other_braces_of_a_server_command_are_left_alone(folder, tmp_path):
     write = f"import sys, json; json.dump(sys.argv[1:], open('{tmp_path}/seen', 'w'))"
     other = '{"a": {}, "b": {0}}'
     command = shlex.join([sys.executable, "-c", write, "{model}", other, "{adapter}"])
-    assert _start(command, Policy(str(folder), "/adapter")).wait(60) == 0
+    assert start_server(command, Policy(str(folder), "/adapter")).wait(60) == 0
     seen = json.loads((tmp_path / "seen").read_text())
     assert seen == [str(folder), other, "/adapter"]
 
 
 def test_a_server_of_our_own_ends_with_a_killed_process(folder, tmp_path):
     code = (
-        "import sys, time; from axolotl_tspin.generation.server_engine import _start\n"
-        "from axolotl_tspin.run_directory import Policy\n"
-        "process = _start('sleep 600', Policy('m')); print(process.pid, flush=True)\n"
+        "import sys, time\n"
+        "from axolotl_tspin.generation.engines.server_process import start_server\n"
+        "from axolotl_tspin.run.directory import Policy\n"
+        "process = start_server('sleep 600', Policy('m')); print(process.pid, flush=True)\n"
         "time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -13,18 +13,20 @@ from peft import LoraConfig, get_peft_model
 from test_trainer import make_trainer, make_triplets
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from axolotl_tspin import heads
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.layouts import TripletTokens, attention, pack_triplets, pad_triplets
-from axolotl_tspin.layouts.attention import (
+from axolotl_tspin.training import attention, heads
+from axolotl_tspin.training.attention import (
     STRUCTURED,
     StructuredMask,
     block_mask,
     structured_attention_forward,
     visibility,
 )
-from axolotl_tspin.layouts.choice import choose_layout, triplet_to_check
-from axolotl_tspin.logps import triplet_logps
+from axolotl_tspin.training.layout_check import triplet_to_check
+from axolotl_tspin.training.layout_choice import choose_layout
+from axolotl_tspin.training.layouts import pack_triplets, pad_triplets
+from axolotl_tspin.training.logps import triplet_logps
+from axolotl_tspin.triplets import TripletTokens
 
 VOCABULARY = 61
 COMMON = {
@@ -358,5 +360,5 @@ def test_a_policy_that_fails_the_check_is_trained_in_padded_rows(tmp_path, caplo
 def test_the_triplet_to_check_is_the_longest_affordable_one(monkeypatch):
     short, long = TripletTokens([1], [2], [3], [4]), TripletTokens([1] * 9, [2], [3] * 5, [4])
     assert triplet_to_check([short, long], VOCABULARY) is long
-    monkeypatch.setattr("axolotl_tspin.layouts.choice.MOST_PLAIN_LOGITS", 1000)
+    monkeypatch.setattr("axolotl_tspin.training.layout_check.MOST_PLAIN_LOGITS", 1000)
     assert triplet_to_check([long, short], VOCABULARY) is short

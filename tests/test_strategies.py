@@ -9,16 +9,10 @@ from axolotl.utils.schemas.datasets import SFTDataset
 from conftest import CHATML, conversations
 from datasets import Dataset
 
-from axolotl_tspin.collator import triplet_tokens
 from axolotl_tspin.config import ResolvedRun, TSpinConfig
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.strategies import (
-    DATASET_KEYS,
-    STRATEGY_KEYS,
-    chat_template,
-    instruction,
-    spin,
-)
+from axolotl_tspin.strategies import DATASET_KEYS, STRATEGY_KEYS, chat_template, instruction, spin
+from axolotl_tspin.triplets import from_row
 
 SYNTHETIC, PROTO = "I think 7.", "Maybe 9?"
 
@@ -33,7 +27,7 @@ def encode(module, tokenizer, rows, task="train", ds_cfg=None, **cfg):
 
 
 def texts(tokenizer, row):
-    return [tokenizer.decode(ids) for ids in triplet_tokens(row)]
+    return [tokenizer.decode(ids) for ids in from_row(row)]
 
 
 def chat_row(**extra):
@@ -107,7 +101,7 @@ def test_training_and_generation_see_the_same_prompt_and_annotated_tokens(tokeni
     (generation,) = encode(module, tokenizer, [row()], task="generate")
     assert generation["input_ids"] == training["input_ids"]
     assert generation["labels"] == training["labels"]
-    prompt = triplet_tokens(training).prompt
+    prompt = from_row(training).prompt
     assert tokenizer(generation["prompt"], add_special_tokens=False)["input_ids"] == prompt
     assert generation["end_id"] == training["synthetic_ids"][-1]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axolotl_tspin.tables import (
+from axolotl_tspin.run.tables import (
     DamagedTable,
     TableWriter,
     open_groups,

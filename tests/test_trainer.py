@@ -8,13 +8,14 @@ import torch
 from conftest import tiny_llama
 from transformers import TrainingArguments
 
-from axolotl_tspin.args import TSpinTrainingArgs
-from axolotl_tspin.collator import TripletCollator
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.layouts import TripletTokens, pad_triplets
-from axolotl_tspin.logps import triplet_logps
-from axolotl_tspin.loss import t_spin_loss
-from axolotl_tspin.trainer import TripletTrainer
+from axolotl_tspin.training.arguments import TSpinTrainingArgs
+from axolotl_tspin.training.collator import TripletCollator
+from axolotl_tspin.training.layouts import pad_triplets
+from axolotl_tspin.training.logps import triplet_logps
+from axolotl_tspin.training.loss import t_spin_loss
+from axolotl_tspin.training.trainer import TripletTrainer
+from axolotl_tspin.triplets import TripletTokens
 
 ALPHA, BETA = 0.3, 0.4
 

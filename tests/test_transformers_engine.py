@@ -10,10 +10,10 @@ from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from axolotl_tspin.config import GenerationConfig
-from axolotl_tspin.generation import transformers_engine
-from axolotl_tspin.generation.decoding import RowSampler, decoding_attention, give_room
-from axolotl_tspin.generation.engine import Request
-from axolotl_tspin.generation.transformers_engine import TransformersEngine, batch_size_for
+from axolotl_tspin.generation.engines import transformers_engine
+from axolotl_tspin.generation.engines.decoding import RowSampler, decoding_attention, give_room
+from axolotl_tspin.generation.engines.engine import Request
+from axolotl_tspin.generation.engines.transformers_engine import TransformersEngine, batch_size_for
 
 
 def sampled(policy, prompts, limit=9, batch_size=4096, **sampling):

@@ -12,9 +12,9 @@ import threading
 import pytest
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.generation import vllm_worker
-from axolotl_tspin.generation.engine import Request
-from axolotl_tspin.generation.vllm_engine import VllmEngine, max_lora_rank
+from axolotl_tspin.generation.engines import vllm_worker
+from axolotl_tspin.generation.engines.engine import Request
+from axolotl_tspin.generation.engines.vllm_engine import VllmEngine, max_lora_rank
 
 KILLED_IN_AN_ANSWER = """#!{python}
 import os, sys

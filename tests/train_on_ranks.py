@@ -18,9 +18,8 @@ from rank_cases import CASES, VOCABULARY, make_policy, make_trainer
 from test_trainer import numbered
 from transformers import PrinterCallback
 
-from axolotl_tspin import heads
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.layouts import attention
+from axolotl_tspin.training import attention, heads
 
 heads.MOST_LOGITS = 12 * VOCABULARY  # many chunks, and not as many on every rank
 
@@ -60,7 +59,7 @@ def train(case, out: Path) -> None:
         done = {
             "engine": type(trainer.model_wrapped).__name__,
             "layout": trainer.data_collator.layout,
-            "head": trainer._choice.head,
+            "head": trainer.layout.choice.head,
             "log": trainer.state.log_history,
             "evaluation": evaluation,
             "scores": scores,

@@ -15,7 +15,8 @@ import torch
 import yaml
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.run_directory import Policy, RunDirectory, write_atomically, write_json
+from axolotl_tspin.run.directory import Policy, RunDirectory
+from axolotl_tspin.run.files import write_atomically, write_json
 
 PAPER_METRICS = {
     "gsm8k": "exact_match,strict-match",

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ValidationError
-from scipy.special import expit
 
 from axolotl_tspin.config import TSpinConfig
 from axolotl_tspin.diagnostics.diversity import distinct_n, repetition
-from axolotl_tspin.diagnostics.scores import Scores, read_scores, rows_to_score
-from axolotl_tspin.layouts import RESPONSES
-from axolotl_tspin.metrics import SATURATED
-from axolotl_tspin.run_directory import RunDirectory, write_json
-from axolotl_tspin.tables import open_groups, read_metadata, read_table
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.files import write_json
+from axolotl_tspin.run.logps import Scores, kept_scores, reference_logps, rows_to_score
+from axolotl_tspin.run.tables import open_groups, read_metadata
+from axolotl_tspin.training.metrics import rewards_of, saturated_triplets
+from axolotl_tspin.triplets import RESPONSES
 
 N_GRAMS = (1, 2, 3)
 NORMAL_95 = 1.96
@@ -127,7 +128,7 @@ def policy_figures(
             are relative to it (eq. 3, 9).
     """
     logps = scores.logps
-    rewards = method.alpha * (logps if reference is None else logps - reference)
+    rewards = rewards_of(logps, method.alpha, reference)
     gap = logps[:, 0] - logps[:, 1]
     error = NORMAL_95 * gap.std(ddof=1) / math.sqrt(len(gap)) if len(gap) > 1 else math.inf
     reward_order = rewards[:, 0] > rewards[:, 1]
@@ -136,13 +137,8 @@ def policy_figures(
         [int(((reward_order == a) & (likelihood_order == b)).sum()) for b in (True, False)]
         for a in (True, False)
     ]
-    current = _weight(rewards[:, 0] - rewards[:, 1], method.loss)
-    historical = _weight(rewards[:, 1] - rewards[:, 2], method.loss)
-    weights = {
-        "current": current,
-        "historical": historical,
-        "both": current + method.beta * historical,
-    }
+    current, historical = torch.from_numpy(rewards[:, :2] - rewards[:, 1:]).unbind(dim=1)
+    saturated = saturated_triplets(current, historical, beta=method.beta, loss=method.loss)
     return PolicyFigures(
         policy=scores.policy,
         rows=len(gap),
@@ -151,7 +147,7 @@ def policy_figures(
         rewards=_by_response(rewards.mean(axis=0)),
         gap=(float(gap.mean()), *_interval(float(gap.mean()), error)),
         table=table,
-        saturated={name: float((w < SATURATED).mean()) for name, w in weights.items()},
+        saturated={name: float(found.double().mean()) for name, found in saturated.items()},
     )
 
 
@@ -224,16 +220,6 @@ def iteration_figures(
     )
 
 
-def reference_logps(run: RunDirectory, number: int) -> np.ndarray | None:
-    """(rows, 3) of an iteration's triplets under the policy that it starts from, where its method
-    had them computed (eq. 3, 9)."""
-    path = run.reference(number, run.iteration(number).triplets("train"))
-    if not path.exists():
-        return None
-    table, _ = read_table(path)
-    return np.stack([table[name].to_numpy() for name in RESPONSES], axis=1)
-
-
 def method_of(run: RunDirectory, number: int, config: TSpinConfig) -> Method:
     """The method that an iteration was trained with."""
     record = run.iteration(number).training_record()
@@ -264,19 +250,6 @@ def keep_figures(run: RunDirectory, number: int, config: TSpinConfig) -> None:
     """Compute the figures of a trained iteration, with its scores if it has any, and keep them."""
     figures = iteration_figures(run, number, config, kept_scores(run, number))
     write_json(run.iteration(number).figures, json.loads(figures.model_dump_json()))
-
-
-def kept_scores(run: RunDirectory, number: int) -> Scores | None:
-    """The stored scores of a trained iteration's triplets under the policy that it trained."""
-    iteration = run.iteration(number)
-    prompts = read_metadata(iteration.triplets("train"), verify=False)["prompts_fingerprint"]
-    policy = iteration.training_record()["policy"]
-    return read_scores(iteration.scores, policy=policy, prompts_fingerprint=prompts)
-
-
-def _weight(advantage: np.ndarray, loss: str) -> np.ndarray:
-    """|ℓ′(a)|, which a triplet's gradient is weighted by; `advantage` is times α already."""
-    return expit(-advantage) if loss == "logistic" else np.exp(-np.clip(advantage, -700, None))
 
 
 def _interval(mean: float, error: float) -> tuple[float | None, float | None]:

@@ -12,8 +12,9 @@ from axolotl_tspin.diagnostics.figures import (
     PolicyFigures,
     Sampling,
     run_figures,
+    sampling_figures,
 )
-from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.run.directory import RunDirectory
 
 HIGH_BETA = 0.1
 """The paper's β; above it the historical term is known to take over."""
@@ -171,6 +172,12 @@ def sampling_findings(sampling: Sampling, first: Sampling, config: TSpinConfig) 
         length_explosion(sampling, first),
     ]
     return [finding for finding in found if finding]
+
+
+def findings_of_sampling(run: RunDirectory, number: int, config: TSpinConfig) -> list[Finding]:
+    """What an iteration's training triplets warn of, trained or not."""
+    first, sampling = (sampling_figures(run, t) for t in (0, number))
+    return sampling_findings(sampling, first, config)
 
 
 def run_findings(

@@ -13,7 +13,7 @@ from datasets import load_dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.layouts import RESPONSES
+from axolotl_tspin.triplets import RESPONSES
 
 BATCH = 8
 LONGEST = 4096

@@ -11,9 +11,10 @@ from axolotl_tspin.config import TSpinConfig
 from axolotl_tspin.diagnostics.evaluation import harness_scores
 from axolotl_tspin.diagnostics.figures import read_figures
 from axolotl_tspin.diagnostics.templates import template
-from axolotl_tspin.public_names import on_the_hub, public_name
-from axolotl_tspin.run_directory import RunDirectory, write_atomically
-from axolotl_tspin.tables import read_metadata
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.files import write_atomically
+from axolotl_tspin.run.public_names import on_the_hub, public_name
+from axolotl_tspin.run.tables import read_metadata
 
 TRAINING_KEYS = (
     "learning_rate",

@@ -23,11 +23,12 @@ from axolotl_tspin.diagnostics.findings import Finding, findings_of_run
 from axolotl_tspin.diagnostics.plots import PICTURES, RunData
 from axolotl_tspin.diagnostics.templates import template
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.generation.store import iterate_triplets
-from axolotl_tspin.public_names import data_without_credentials
-from axolotl_tspin.resolve import inspect_run, read_yaml
-from axolotl_tspin.run_directory import RunDirectory, write_atomically
-from axolotl_tspin.tables import read_metadata
+from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.files import write_atomically
+from axolotl_tspin.run.public_names import data_without_credentials
+from axolotl_tspin.run.tables import read_metadata
+from axolotl_tspin.run.triplets import iterate_triplets
 
 SAMPLES = 3
 """Prompts that are followed through the iterations (table 5 of the paper)."""

@@ -7,14 +7,15 @@ import torch
 from axolotl.cli.config import load_cfg
 from axolotl.utils.logging import get_logger
 
-from axolotl_tspin.collator import triplet_tokens
-from axolotl_tspin.diagnostics.figures import keep_figures, kept_scores
-from axolotl_tspin.diagnostics.scores import Scores, rows_to_score, triplets_to_score, write_scores
-from axolotl_tspin.layouts import TripletTokens
-from axolotl_tspin.loading import load_policy
-from axolotl_tspin.resolve import prepare_generation, read_yaml
-from axolotl_tspin.run_directory import Policy
-from axolotl_tspin.tables import read_metadata
+from axolotl_tspin.diagnostics.figures import keep_figures
+from axolotl_tspin.resolve.loading import load_policy
+from axolotl_tspin.resolve.steps import prepare_generation
+from axolotl_tspin.resolve.yaml_file import read_yaml
+from axolotl_tspin.run.directory import Policy
+from axolotl_tspin.run.logps import Scores, kept_scores, rows_to_score, write_scores
+from axolotl_tspin.run.tables import read_metadata
+from axolotl_tspin.run.triplets import triplets_of_rows
+from axolotl_tspin.triplets import TripletTokens
 
 LOG = get_logger(__name__)
 
@@ -48,13 +49,12 @@ def score_missing(config_path: Path) -> list[int]:
             continue
         cfg = cfg or load_cfg(raw)
         triplets = iteration.triplets("train")
-        metadata = read_metadata(triplets)
-        rows = rows_to_score(metadata["rows"], config.diagnostics or "all")
-        data = [triplet_tokens(row) for row in triplets_to_score(triplets, rows)]
+        count = read_metadata(triplets, verify=False)["rows"]
+        rows = rows_to_score(count, config.diagnostics or "all")
         policy = run.policy_after(number, plan.initial_policy, adapter=bool(adapter))
-        logps = policy_logps(cfg, policy, adapter, data).numpy()
+        logps = policy_logps(cfg, policy, adapter, triplets_of_rows(triplets, rows)).numpy()
         scores = Scores(rows, logps, iteration.training_record()["policy"])
-        write_scores(iteration.scores, scores, prompts_fingerprint=metadata["prompts_fingerprint"])
+        write_scores(iteration.scores, scores, triplets)
         keep_figures(run, number, config)
         scored.append(number)
     return scored
@@ -72,4 +72,4 @@ def policy_logps(
     cfg.base_model = policy.base_model
     cfg.lora_model_dir = policy.adapter_dir
     cfg.adapter = adapter if policy.adapter_dir else None
-    return load_policy(cfg).score(triplets, cfg.micro_batch_size)
+    return load_policy(cfg).score(triplets)

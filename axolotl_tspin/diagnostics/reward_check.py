@@ -14,17 +14,15 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
-from axolotl_tspin.diagnostics.figures import (
-    kept_scores,
-    method_of,
-    reference_logps,
-    tokens_of_rows,
-)
+from axolotl_tspin.diagnostics.figures import method_of, tokens_of_rows
 from axolotl_tspin.diagnostics.judges import Judge, JudgedTriplet
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.generation.store import iterate_triplets, messages_of
-from axolotl_tspin.layouts import RESPONSES
-from axolotl_tspin.resolve import inspect_run, read_yaml
+from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
+from axolotl_tspin.run.logps import kept_scores, reference_logps
+from axolotl_tspin.run.prompts import messages_of
+from axolotl_tspin.run.triplets import iterate_triplets
+from axolotl_tspin.training.metrics import rewards_of
+from axolotl_tspin.triplets import RESPONSES
 
 RESAMPLES = 500
 SEED = 0
@@ -89,9 +87,11 @@ def check_rewards(
     ]
     logps = scores.logps[: len(chosen)]
     reference = reference_logps(run, number)
-    if reference is not None:
-        logps = logps - reference[chosen]
-    rewards = method_of(run, number, config).alpha * logps
+    rewards = rewards_of(
+        logps,
+        method_of(run, number, config).alpha,
+        None if reference is None else reference[chosen],
+    )
     tokens = np.maximum(tokens_of_rows(triplets_path, chosen), 1)
     return RewardCheck(
         judge.name, number, len(triplets), correlations(rewards, tokens, judge(triplets))

@@ -20,8 +20,9 @@ from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.shards import Shard
-from axolotl_tspin.generation.store import RESPONSES_SCHEMA, Prompts, read_responses
-from axolotl_tspin.tables import DamagedTable, read_metadata, write_table
+from axolotl_tspin.run.prompts import Prompts
+from axolotl_tspin.run.tables import DamagedTable, read_metadata, write_table
+from axolotl_tspin.run.triplets import RESPONSES_SCHEMA, read_responses
 
 LOG = get_logger(__name__)
 

@@ -14,11 +14,13 @@ from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.step import begin_run, freeze_lock
-from axolotl_tspin.generation.store import SUFFIXES, TRIPLETS_SCHEMA, Prompts, freeze_prompts
-from axolotl_tspin.public_names import public_name
-from axolotl_tspin.resolve import GenerationPlan, prepare_import, read_yaml
-from axolotl_tspin.run_directory import RunDirectory
-from axolotl_tspin.tables import TableWriter
+from axolotl_tspin.resolve.steps import GenerationPlan, prepare_import
+from axolotl_tspin.resolve.yaml_file import read_yaml
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.prompts import Prompts, freeze_prompts
+from axolotl_tspin.run.public_names import public_name
+from axolotl_tspin.run.tables import TableWriter
+from axolotl_tspin.run.triplets import SUFFIXES, TRIPLETS_SCHEMA
 
 LOG = get_logger(__name__)
 

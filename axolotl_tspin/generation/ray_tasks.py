@@ -1,6 +1,7 @@
 """The generation step's shards as Ray tasks (`use_ray: true`, Axolotl's key)."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ from axolotl_tspin.generation.shards import Shard
 LOG = get_logger(__name__)
 
 
-def generate_on_ray(
-    config_path: str | Path, workers: int, config: GenerationConfig, cfg: Any
+def run_on_ray(
+    sample_shard: Callable[[str, Shard], int],
+    config_path: str | Path,
+    workers: int,
+    config: GenerationConfig,
+    cfg: Any,
 ) -> int:
     """Sample with `workers` tasks (Axolotl's `ray_num_workers`), one shard each; how many
     responses that were. Ray places the tasks; all nodes see the run directory.
 
     Args:
+        sample_shard: does a shard's work, given the YAML; how many responses that were.
         cfg: Axolotl's validated configuration; `resources_per_worker` is what a task asks for.
     """
     if not ray.is_initialized():
@@ -37,20 +43,25 @@ def generate_on_ray(
         "max_retries": 0,
     }
     LOG.info("T-SPIN: %s Ray tasks sample", workers)
-    task = ray.remote(**options)(_generate_shard)
+    task = ray.remote(**options)(_in_folder)
     return sum(
         ray.get(
             [
-                task.remote(str(Path(config_path).resolve()), number, workers, os.getcwd())
+                task.remote(
+                    sample_shard,
+                    str(Path(config_path).resolve()),
+                    Shard(number, workers),
+                    os.getcwd(),
+                )
                 for number in range(workers)
             ]
         )
     )
 
 
-def _generate_shard(config_path: str, number: int, total: int, folder: str) -> int:
+def _in_folder(
+    sample_shard: Callable[[str, Shard], int], config_path: str, shard: Shard, folder: str
+) -> int:
     """One task; relative paths in the YAML mean what they mean to the driver."""
-    from axolotl_tspin.generation.step import generate
-
     os.chdir(folder)
-    return generate(config_path, Shard(number, total)).generated
+    return sample_shard(config_path, shard)

@@ -9,39 +9,33 @@ import contextlib
 import functools
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import filelock
-import pyarrow as pa
 import torch
 from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.generation.blocks import block_path
-from axolotl_tspin.generation.store import REFERENCE_SCHEMA, Prompts, reference_made_with
-from axolotl_tspin.layouts import RESPONSES, TripletTokens
-from axolotl_tspin.loading import LoadedPolicy
-from axolotl_tspin.resolve import GenerationPlan
-from axolotl_tspin.tables import (
+from axolotl_tspin.resolve.loading import LoadedPolicy, Score
+from axolotl_tspin.resolve.steps import GenerationPlan
+from axolotl_tspin.run.logps import LOGPS_SCHEMA, logps_table, made_with, read_logps
+from axolotl_tspin.run.prompts import Prompts
+from axolotl_tspin.run.tables import (
     DamagedTable,
     TableWriter,
-    open_groups,
     read_metadata,
-    read_table,
     write_table,
 )
+from axolotl_tspin.run.triplets import triplets_of_block
+from axolotl_tspin.triplets import TripletTokens
 
 LOG = get_logger(__name__)
 
-TOKEN_COLUMNS = ["prompt_ids", *(f"{name}_ids" for name in RESPONSES)]
-
-Score = Callable[[list[TripletTokens]], torch.Tensor]
-"""(B, 3) log-probabilities of B triplets, in nats."""
-
 
 def write_references(
-    plan: GenerationPlan, cfg: Any, fingerprint: str, load: Callable[[], LoadedPolicy]
+    plan: GenerationPlan, fingerprint: str, load: Callable[[], LoadedPolicy]
 ) -> bool:
     """Compute what the due iteration lacks; whether all is there now (else another process has
     blocks in work).
@@ -52,8 +46,8 @@ def write_references(
     """
     loaded = functools.cache(load)
 
-    def score(triplets: list[TripletTokens]) -> torch.Tensor:
-        return loaded().score(triplets, cfg.micro_batch_size)
+    def score(triplets: Sequence[TripletTokens]) -> torch.Tensor:
+        return loaded().score(triplets)
 
     complete = True
     for triplets, path in plan.run.references(plan.due.iteration):
@@ -74,11 +68,11 @@ def write_reference(
     Raises:
         DamagedTable: the triplets are missing or were altered.
     """
-    made_with = reference_made_with(triplets, fingerprint)
-    if _is_intact(path, made_with):
+    metadata = made_with(triplets, fingerprint)
+    if _is_intact(path, metadata):
         return True
     if path.exists():
-        LOG.warning("%s is damaged, or of other triplets or another policy: made anew", path)
+        LOG.warning("%s is damaged, or of other triplets or another policy: made again", path)
         path.unlink()
     read_metadata(triplets)
     started, scored = time.monotonic(), 0
@@ -89,15 +83,16 @@ def write_reference(
             with filelock.FileLock(part.with_suffix(".lock"), timeout=0):
                 if path.exists():
                     return True
-                if not _is_intact(part, made_with):
-                    table = _scored(triplets, prompts, block, score)
-                    write_table(part, table, made_with)
-                    scored += table.num_rows
-    if all(_is_intact(part, made_with) for part in parts):
-        with TableWriter(path, REFERENCE_SCHEMA) as writer:
+                if not _is_intact(part, metadata):
+                    rows = prompts.rows_of(block)
+                    logps = score(triplets_of_block(triplets, block)).numpy()
+                    write_table(part, logps_table(rows, logps), metadata)
+                    scored += len(rows)
+    if all(_is_intact(part, metadata) for part in parts):
+        with TableWriter(path, LOGPS_SCHEMA) as writer:
             for part in parts:
-                writer.write(read_table(part)[0])
-            writer.close(made_with)
+                writer.write(read_logps(part)[0])
+            writer.close(metadata)
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)
     LOG.info(
         "T-SPIN: %s triplets of %s scored under %s in %.0f s",
@@ -109,16 +104,8 @@ def write_reference(
     return path.exists()
 
 
-def _is_intact(path: Path, made_with: Mapping[str, Any]) -> bool:
+def _is_intact(path: Path, metadata: Mapping[str, Any]) -> bool:
     try:
-        return path.exists() and read_metadata(path) == made_with
+        return path.exists() and read_metadata(path) == metadata
     except DamagedTable:
         return False
-
-
-def _scored(triplets: Path, prompts: Prompts, block: int, score: Score) -> pa.Table:
-    with open_groups(triplets) as file:
-        rows = file.read_row_group(block, columns=TOKEN_COLUMNS).to_pylist()
-    logps = score([TripletTokens(*(row[name] for name in TOKEN_COLUMNS)) for row in rows])
-    columns = dict(zip(RESPONSES, logps.T.numpy(), strict=True))
-    return pa.table({"row": prompts.rows_of(block), **columns}, schema=REFERENCE_SCHEMA)

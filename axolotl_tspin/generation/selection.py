@@ -3,18 +3,18 @@
 The others keep the response, with its provenance, that they had in the iteration before.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.generation.store import Prompts
-from axolotl_tspin.run_directory import digest
-from axolotl_tspin.tables import DamagedTable, open_groups, read_table, write_table
+from axolotl_tspin.resolve.loading import Score
+from axolotl_tspin.run.files import digest
+from axolotl_tspin.run.prompts import Prompts
+from axolotl_tspin.run.tables import DamagedTable, read_table, write_table
+from axolotl_tspin.run.triplets import triplets_of_block
 
 SELECTION_SCHEMA = pa.schema({"row": pa.int64(), "selected": pa.bool_(), "advantage": pa.float64()})
 
@@ -68,29 +68,10 @@ def select_rows(
     return selected
 
 
-def current_advantages(
-    score: Callable[[list[Any], int], Any], triplets: Path, prompts: Prompts, batch_size: int
-) -> np.ndarray:
-    """(rows,) u = log π(y|x) − log π(y′|x) of an iteration's triplets, in nats: one forward pass.
-
-    Args:
-        score: `LoadedPolicy.score` of the policy.
-        batch_size: triplets in one forward.
-    """
-    from axolotl_tspin.layouts import TripletTokens
-
-    columns = ["prompt_ids", "annotated_ids", "synthetic_ids"]
+def current_advantages(score: Score, triplets: Path, prompts: Prompts) -> np.ndarray:
+    """(rows,) u = log π(y|x) − log π(y′|x) of an iteration's triplets, in nats."""
     advantages = np.empty(prompts.rows)
-    with open_groups(triplets) as file:
-        for block in prompts.blocks:
-            rows = file.read_row_group(block, columns=columns).to_pylist()
-            # y0 plays no part in u: y′ in its place costs nothing where equals are shared.
-            tokens = [
-                TripletTokens(
-                    r["prompt_ids"], r["annotated_ids"], r["synthetic_ids"], r["synthetic_ids"]
-                )
-                for r in rows
-            ]
-            logps = score(tokens, batch_size).numpy()
-            advantages[np.asarray(prompts.rows_of(block))] = logps[:, 0] - logps[:, 1]
+    for block in prompts.blocks:
+        logps = score(triplets_of_block(triplets, block)).numpy()
+        advantages[np.asarray(prompts.rows_of(block))] = logps[:, 0] - logps[:, 1]
     return advantages

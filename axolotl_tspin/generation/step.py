@@ -17,19 +17,20 @@ from axolotl.utils.logging import get_logger
 from transformers import PreTrainedTokenizerBase
 
 from axolotl_tspin import __version__
-from axolotl_tspin.collator import needed_pad_token_id
 from axolotl_tspin.config import GenerationConfig
-from axolotl_tspin.fingerprints import policy_fingerprint
 from axolotl_tspin.generation.blocks import rows_done
-from axolotl_tspin.generation.engine import Engine
+from axolotl_tspin.generation.engines.engine import Engine
 from axolotl_tspin.generation.reference import write_references
+from axolotl_tspin.generation.sampling import SplitSampling, sample_split
 from axolotl_tspin.generation.shards import Shard, this_shard
-from axolotl_tspin.generation.split import SplitSampling, sample_split
-from axolotl_tspin.generation.store import freeze_prompts
-from axolotl_tspin.loading import load_policy
-from axolotl_tspin.resolve import GenerationPlan, prepare_generation, read_yaml
-from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.resolve.loading import load_policy
+from axolotl_tspin.resolve.steps import GenerationPlan, prepare_generation
+from axolotl_tspin.resolve.yaml_file import read_yaml
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.fingerprints import policy_fingerprint
+from axolotl_tspin.run.prompts import freeze_prompts
 from axolotl_tspin.strategies.encoding import ResponseTokenizer
+from axolotl_tspin.training.collator import needed_pad_token_id
 
 LOG = get_logger(__name__)
 
@@ -37,13 +38,15 @@ LOG = get_logger(__name__)
 class Outcome(NamedTuple):
     """What a call of the generation step came to.
 
-    `due` is "generate" where other processes still have a part of the work.
+    `due` is "generate" where other processes still have a part of the work; `assembled` says
+    that all triplets are there since this call.
     """
 
     run: RunDirectory
     iteration: int
     due: Literal["generate", "train", "done"]
     generated: int
+    assembled: bool = False
 
 
 def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
@@ -77,11 +80,13 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
         else:
             freeze(plan, cfg)
     if use_ray:
-        from axolotl_tspin.generation.ray_tasks import generate_on_ray
+        from axolotl_tspin.generation.ray_tasks import run_on_ray
 
-        generated = generate_on_ray(config_path, workers, plan.config.generation, cfg)
+        generated = run_on_ray(_generate_shard, config_path, workers, plan.config.generation, cfg)
         due = plan.run.due(plan.config.iterations, plan.config.iteration)
-        return Outcome(plan.run, plan.due.iteration, due.step, generated)
+        return Outcome(
+            plan.run, plan.due.iteration, due.step, generated, assembled=due.step != "generate"
+        )
 
     shard = shard or this_shard(plan.config.generation.shard)
     fingerprint = plan.check_policy()
@@ -113,8 +118,18 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
     for split in splits:
         split.assemble()
     gc.collect()  # the engine's memory is the scoring policy's now
-    complete = write_references(plan, cfg, fingerprint, lambda: load_policy(cfg))
-    return Outcome(plan.run, plan.due.iteration, "train" if complete else "generate", generated)
+    complete = write_references(plan, fingerprint, lambda: load_policy(cfg))
+    return Outcome(
+        plan.run,
+        plan.due.iteration,
+        "train" if complete else "generate",
+        generated,
+        assembled=bool(splits),
+    )
+
+
+def _generate_shard(config_path: str, shard: Shard) -> int:
+    return generate(config_path, shard).generated
 
 
 def freeze_lock(run: RunDirectory) -> filelock.FileLock:
@@ -169,7 +184,10 @@ def load_engine(
         torch.cuda.empty_cache()
     engine: Engine
     if config.backend == "transformers":
-        from axolotl_tspin.generation.transformers_engine import TransformersEngine, batch_size_for
+        from axolotl_tspin.generation.engines.transformers_engine import (
+            TransformersEngine,
+            batch_size_for,
+        )
 
         policy = load_policy(cfg)
         tokenizer = policy.tokenizer
@@ -181,12 +199,12 @@ def load_engine(
             precision=policy.precision,
         )
     elif config.backend == "vllm":
-        from axolotl_tspin.generation.vllm_engine import load_vllm
+        from axolotl_tspin.generation.engines.vllm_engine import load_vllm
 
         tokenizer = load_tokenizer(cfg)
         engine = load_vllm(plan.policy, config, cfg)
     else:
-        from axolotl_tspin.generation.server_engine import ServerEngine
+        from axolotl_tspin.generation.engines.server_engine import ServerEngine
 
         tokenizer = load_tokenizer(cfg)
         engine = ServerEngine(

@@ -10,9 +10,9 @@ from axolotl.utils.logging import get_logger
 from datasets import Dataset
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.layouts import IGNORE_INDEX
 from axolotl_tspin.strategies.encoding import Triplet
 from axolotl_tspin.strategies.lengths import ExcessLength, fit_row
+from axolotl_tspin.triplets import joined
 
 LOG = get_logger(__name__)
 
@@ -111,8 +111,7 @@ class TripletDataset(DatasetWrappingStrategy):
         )
         annotated, *generated = fitted.responses
         encoded: dict[str, Any] = {
-            "input_ids": [*triplet.prompt, *annotated],
-            "labels": [IGNORE_INDEX] * len(triplet.prompt) + annotated,
+            **joined(triplet.prompt, annotated),
             "_dropped": fitted.dropped or "",
             "_cut": fitted.cut,
         }

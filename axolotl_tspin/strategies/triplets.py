@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from axolotl_tspin.layouts import RESPONSES
-from axolotl_tspin.run_directory import RunDirectory
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.logps import all_logps
 from axolotl_tspin.strategies.columns import settings, triplet_dataset
 from axolotl_tspin.strategies.encoding import Triplet
 from axolotl_tspin.strategies.tokenize import TripletDataset
-from axolotl_tspin.tables import read_table
+from axolotl_tspin.triplets import TOKEN_COLUMNS
 
-COLUMNS = ["row", "prompt_ids", "annotated_ids", "synthetic_ids", "proto_synthetic_ids"]
+COLUMNS = ["row", *TOKEN_COLUMNS]
 
 
 def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
@@ -44,5 +44,4 @@ def _references(cfg: Any, triplets: Path) -> list[list[float]] | None:
         return None
     assert config.resolved is not None and config.resolved.iteration is not None
     run = RunDirectory(config.resolved.run_dir)
-    table, _ = read_table(run.reference(config.resolved.iteration, triplets))
-    return [list(logps) for logps in zip(*(table[n].to_pylist() for n in RESPONSES), strict=True)]
+    return all_logps(run.reference(config.resolved.iteration, triplets)).tolist()

@@ -6,10 +6,10 @@ from typing import Any
 from task import ANSWER, BEGIN, END, answers, problems
 
 from axolotl_tspin.config import GenerationConfig
-from axolotl_tspin.generation.engine import Request
-from axolotl_tspin.generation.transformers_engine import TransformersEngine
-from axolotl_tspin.layouts import TripletTokens
-from axolotl_tspin.scoring import score_triplets
+from axolotl_tspin.generation.engines.engine import Request
+from axolotl_tspin.generation.engines.transformers_engine import TransformersEngine
+from axolotl_tspin.training.scoring import score_triplets
+from axolotl_tspin.triplets import TripletTokens
 
 HELD_OUT = 500
 TEST, VALIDATION = 10_000, 10_001

@@ -34,10 +34,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_tspin.generation.importing import import_run
 from axolotl_tspin.generation.step import generate
-from axolotl_tspin.layouts import RESPONSES, TripletTokens
-from axolotl_tspin.run_directory import RunDirectory
-from axolotl_tspin.scoring import score_triplets
-from axolotl_tspin.tables import read_metadata, read_table
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.tables import read_metadata, read_table
+from axolotl_tspin.training.scoring import score_triplets
+from axolotl_tspin.triplets import RESPONSES, TripletTokens
 
 # `save_to_disk` spawns a process, which imports everything again, longer than a step takes here.
 FORK = datasets.arrow_dataset.mp.get_context("fork")

@@ -1,0 +1,33 @@
+"""What a person types: `axolotl t-spin …`, the commands around `axolotl train`.
+
+Imports stay inside the commands, because `axolotl --help` loads this package.
+"""
+
+import click
+
+from axolotl_tspin.commands.data import export, import_
+from axolotl_tspin.commands.evaluating import lm_eval, reward_check
+from axolotl_tspin.commands.group import TSpinGroup
+from axolotl_tspin.commands.planning import plan
+from axolotl_tspin.commands.running import generate, run
+from axolotl_tspin.commands.watching import compare, report, status
+
+
+@click.group(name="t-spin", cls=TSpinGroup)
+def t_spin() -> None:
+    """T-SPIN: triplet-based self-play fine-tuning."""
+
+
+for _command in (
+    generate,
+    run,
+    status,
+    plan,
+    export,
+    import_,
+    compare,
+    report,
+    lm_eval,
+    reward_check,
+):
+    t_spin.add_command(_command)

@@ -1,0 +1,57 @@
+"""`export` and `import`: triplets for other tools, and from them."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from axolotl_tspin.commands.group import CONFIG
+from axolotl_tspin.errors import TSpinError
+
+
+@click.command()
+@CONFIG
+@click.argument("target")
+@click.option("--iteration", type=click.IntRange(min=0), help="Default: the last complete one.")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["triplets", "trl", "spin"]),
+    default="triplets",
+    show_default=True,
+)
+def export(config: Path, target: str, iteration: int | None, style: Any) -> None:
+    """Write an iteration's triplets to TARGET: *.parquet, *.jsonl or hub:<user>/<data set>.
+
+    `trl` is TRL's preference format (chosen = annotated, rejected = synthetic), for data that has
+    messages in all rows or in none; `spin` is SPIN's (real, generated).
+    """
+    from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
+    from axolotl_tspin.run.exporting import export as export_triplets
+
+    settings, directory = inspect_run(read_yaml(config))
+    complete = [
+        t for t in range(settings.iterations) if directory.iteration(t).triplets("train").exists()
+    ]
+    if iteration is None and complete:
+        iteration = complete[-1]
+    if iteration not in complete:
+        raise TSpinError(f"{directory.path} has no triplets of iteration {iteration or 0} yet")
+    rows = export_triplets(directory.iteration(iteration).triplets("train"), target, style)
+    click.echo(f"{rows} rows of iteration {iteration} are in {target}.")
+
+
+@click.command(name="import")
+@CONFIG
+def import_(config: Path) -> None:
+    """Begin CONFIG's run with the responses that its data sets already have.
+
+    Such as SPIN's public ones: their `generated` responses become iteration 0's.
+    """
+    from axolotl_tspin.generation.importing import import_run
+
+    directory = import_run(config)
+    click.echo(
+        f"The run in {directory.path} has its prompts and iteration 0's triplets. Nothing proves "
+        "which policy sampled them: `axolotl train` takes them with `t_spin.allow_foreign: true`."
+    )

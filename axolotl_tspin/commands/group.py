@@ -1,0 +1,38 @@
+"""The group of `axolotl t-spin …`: one place that turns errors into a command's end."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from axolotl_tspin.errors import StepFailed, TSpinError
+
+CONFIG = click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+AS_JSON = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="For programs: `python -m axolotl_tspin …` prints it alone, `axolotl` a logo before it.",
+)
+
+
+class TSpinGroup(click.Group):
+    """A group whose commands may raise the project's errors."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; TSpinError ends it as click's errors do, StepFailed with the status of the
+        step."""
+        try:
+            return super().invoke(ctx)
+        except TSpinError as error:
+            raise click.ClickException(str(error)) from error
+        except StepFailed as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.status if error.status > 0 else 128 - error.status)
+
+
+def libraries_print_to_stderr(wanted: bool) -> contextlib.AbstractContextManager[Any]:
+    """Leave stdout to the JSON that follows, if it is wanted."""
+    return contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext()

@@ -1,0 +1,105 @@
+"""What a run directory holds: one line an iteration, finished or in the middle."""
+
+from typing import Any, NamedTuple
+
+from axolotl_tspin.config import TSpinConfig
+from axolotl_tspin.diagnostics.evaluation import harness_scores
+from axolotl_tspin.diagnostics.figures import read_figures
+from axolotl_tspin.diagnostics.findings import Finding, findings_of_run, findings_of_sampling
+from axolotl_tspin.generation.blocks import rows_done
+from axolotl_tspin.run.directory import RunDirectory
+from axolotl_tspin.run.prompts import Prompts
+from axolotl_tspin.run.tables import read_metadata
+
+
+class IterationStatus(NamedTuple):
+    """One iteration.
+
+    Attributes:
+        step: "generate", "train" or "done".
+        rows, sampled: prompts, and those with a response sampled in this iteration so far.
+        tokens: of these responses.
+        generation_seconds: spent on finished blocks.
+        training: optimizer steps done, of how many.
+        loss, current_advantage, historical_advantage: as logged last (advantages in nats).
+        training_seconds: of the last call that trained.
+        policy: the trained policy's fingerprint.
+        gap: log π(y|x) − log π(y′|x) under the trained policy, the mean over the scored triplets.
+        saturated: the share of triplets without a gradient, as logged last.
+        scores: of lm-evaluation-harness, by task.
+        warnings: what the iteration's figures warn of.
+    """
+
+    iteration: int
+    step: str
+    rows: int
+    sampled: int
+    tokens: int
+    generation_seconds: float | None
+    training: tuple[int, int] | None
+    loss: float | None
+    current_advantage: float | None
+    historical_advantage: float | None
+    training_seconds: float | None
+    policy: str | None
+    folder: str
+    model: str | None
+    gap: float | None
+    saturated: float | None
+    scores: dict[str, float]
+    warnings: list[str]
+
+
+def run_status(run: RunDirectory, config: TSpinConfig) -> list[IterationStatus]:
+    """Every iteration that has begun, and the one that is due."""
+    due = run.due(config.iterations)
+    findings = findings_of_run(run, config)
+    untrained = run.iteration(due.iteration).triplets("train").exists() and due.step != "done"
+    if untrained:
+        findings += findings_of_sampling(run, due.iteration, config)
+    return [_status(run, number, findings) for number in range(due.iteration + 1)]
+
+
+def _status(run: RunDirectory, number: int, findings: list[Finding]) -> IterationStatus:
+    iteration = run.iteration(number)
+    splits = run.splits()
+    rows = sampled = tokens = 0
+    seconds = None
+    for split in splits:
+        rows += Prompts(run.prompts(split)).rows
+        triplets = iteration.triplets(split)
+        if triplets.exists():
+            metadata = read_metadata(triplets, verify=False)
+            sampled += metadata["sampled"]
+            tokens += metadata["tokens"]
+            seconds = (seconds or 0.0) + metadata["seconds"]
+        else:
+            made, theirs = rows_done(iteration.responses(split))
+            sampled, tokens = sampled + made, tokens + theirs
+    history, progress = iteration.training_log()
+    done = iteration.trained_marker.exists()
+    figures = read_figures(run, number) if done else None
+    return IterationStatus(
+        iteration=number,
+        step=run.step_of(number).step,
+        rows=rows,
+        sampled=sampled,
+        tokens=tokens,
+        generation_seconds=seconds,
+        training=progress,
+        loss=_last(history, "loss"),
+        current_advantage=_last(history, "advantages/current"),
+        historical_advantage=_last(history, "advantages/historical"),
+        training_seconds=_last(history, "train_runtime"),
+        policy=iteration.training_record()["policy"] if done else None,
+        folder=str(iteration.path),
+        model=str(iteration.model) if iteration.model.exists() else None,
+        gap=figures.policy.gap[0] if figures and figures.policy else None,
+        saturated=_last(history, "saturation/both"),
+        scores={score.task: score.value for score in harness_scores(iteration.path)},
+        warnings=[f.text for f in findings if f.iteration == number],
+    )
+
+
+def _last(history: list[dict[str, Any]], key: str) -> float | None:
+    return next((entry[key] for entry in reversed(history) if key in entry), None)

@@ -1,0 +1,1 @@
+"""What samples: transformers in this process, vLLM in another, servers."""

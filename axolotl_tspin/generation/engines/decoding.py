@@ -1,0 +1,219 @@
+"""Cheaper decoding for transformers' generation: a cache with room, attention without copies of
+grouped heads, one random number a token, every row's own end.
+
+The first three are what transformers does, with less work: its cache is copied with every token,
+under a padding mask its `sdpa` repeats keys and values for every query head, and its sampling draws
+a random number for every token of the vocabulary. Its end tokens are the whole batch's.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    DynamicCache,
+    LogitsProcessor,
+    StoppingCriteria,
+)
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from axolotl_tspin.training.policies import base_of
+
+DECODING = "t_spin_decoding"
+"""The name of this attention: `model.set_attn_implementation(DECODING)`."""
+
+ROOM = 64
+"""Tokens that a cache can take before it is copied to a larger one."""
+
+PART = 256
+"""Neighbouring tokens of the vocabulary whose probabilities are added up before one is drawn."""
+
+
+class RoomyLayer(DynamicLayer):
+    """A DynamicLayer that is copied every `ROOM` tokens; `keys` and `values` are views.
+
+    Args:
+        tokens: room for at least so many from the start.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self._tokens = tokens
+        self._stores: tuple[Tensor, Tensor] | None = None
+        self._view: Tensor | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        old, length = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
+        # Whatever else changed the layer left tensors without room.
+        stores = self._stores if self.keys is self._view else None
+        if stores is None or stores[0].shape[-2] < length:
+            rows = len(key_states)
+            stores = (
+                self._room_for(rows, length, key_states),
+                self._room_for(rows, length, value_states),
+            )
+            if self.keys is not None and self.values is not None and old:
+                stores[0][:, :, :old] = self.keys
+                stores[1][:, :, :old] = self.values
+        stores[0][:, :, old:length] = key_states
+        stores[1][:, :, old:length] = value_states
+        return self._keep(*stores, length)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.keys is None or self.values is None:
+            return
+        length = self.get_seq_length()
+        keys = self._room_for(len(indices), length, self.keys)
+        values = self._room_for(len(indices), length, self.values)
+        torch.index_select(self.keys, 0, indices, out=keys[:, :, :length])
+        torch.index_select(self.values, 0, indices, out=values[:, :, :length])
+        self._keep(keys, values, length)
+
+    def _room_for(self, rows: int, length: int, like: Tensor) -> Tensor:
+        """(rows, heads, room for `length` tokens and more, size), empty."""
+        capacity = max(length + ROOM, self._tokens)
+        return like.new_empty(rows, like.shape[1], capacity, like.shape[3])
+
+    def _keep(self, keys: Tensor, values: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        self._stores = (keys, values)
+        self.keys = self._view = keys[:, :, :length]
+        self.values = values[:, :, :length]
+        return self.keys, self.values
+
+
+def give_room(cache: DynamicCache, tokens: int = 0) -> None:
+    """Let a cache's full-attention layers take further tokens without a copy each, at least
+    `tokens` in all."""
+    for number, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            roomy = RoomyLayer(tokens)
+            if layer.keys is not None and layer.values is not None:
+                roomy.lazy_initialization(layer.keys, layer.values)
+                roomy.keys, roomy.values = layer.keys, layer.values
+            cache.layers[number] = roomy
+
+
+class RowSampler(LogitsProcessor):
+    """Draws every row's token from its own seed, whatever else is in the batch.
+
+    Inverts the cumulative distribution at one uniform number a token, first of the sums of
+    `PART` tokens, then within one of them, and leaves the drawn token alone in the scores, so that
+    greedy decoding takes it.
+
+    Args:
+        seeds: of the rows.
+        prompt_length: tokens of `input_ids` before the first one that is drawn.
+        limit: most tokens that are drawn for a row.
+    """
+
+    def __init__(self, seeds: Sequence[int], prompt_length: int, limit: int) -> None:
+        self._prompt_length = prompt_length
+        self._uniform = torch.stack(
+            [
+                torch.rand(
+                    limit, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+                )
+                for seed in seeds
+            ]
+        )
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows of the batch."""
+        self._uniform = self._uniform[list(rows)]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(rows, vocabulary) scores, −inf but for the drawn tokens."""
+        uniform = self._uniform[:, input_ids.shape[1] - self._prompt_length, None]
+        probabilities = scores.float().softmax(dim=1)
+        if missing := -probabilities.shape[1] % PART:
+            probabilities = F.pad(probabilities, (0, missing))
+        parts = probabilities.unflatten(1, (-1, PART))
+        part, left = _inverted(parts.sum(dim=2), uniform.to(scores.device))
+        inside = parts.gather(1, part[:, :, None].expand(-1, 1, PART))[:, 0]
+        drawn = part * PART + _inverted(inside, left)[0]
+        return torch.full_like(scores, float("-inf")).scatter_(1, drawn, 0.0)
+
+
+def _inverted(weights: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the cumulative sums of (rows, N) weights pass a share (rows, 1) of all: (rows, 1)
+    index, of a positive weight, and the share of that weight that lies below."""
+    cumulative = weights.cumsum(dim=1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    point = torch.minimum(share * total, total.nextafter(torch.zeros_like(total)))
+    index = torch.searchsorted(cumulative, point, right=True)
+    weight = weights.gather(1, index).double()
+    return index, (point - (cumulative.gather(1, index) - weight)) / weight
+
+
+class RowStops(StoppingCriteria):
+    """Ends every row at its own stop tokens, which rows of several data sets do not share.
+
+    Args:
+        stop_ids: of the rows.
+    """
+
+    def __init__(self, stop_ids: Sequence[Sequence[int]], device: torch.device) -> None:
+        most = max(map(len, stop_ids))
+        # Filled up with what is no token.
+        padded = [[*ids, *[-1] * (most - len(ids))] for ids in stop_ids]
+        self._stop_ids = torch.tensor(padded, dtype=torch.long, device=device)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch."""
+        self._stop_ids = self._stop_ids[rows]
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        """(rows,) bool: the rows that have ended with their last token."""
+        return (input_ids[:, -1:] == self._stop_ids).any(dim=1)
+
+
+def decoding_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: `sdpa`, but under a mask the queries of grouped heads
+    stand side by side over their one key head."""
+    rows, heads, length, size = query.shape
+    groups = heads // key.shape[1]
+    causal = attention_mask is None and length > 1
+    if causal or groups == 1 or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    output = F.scaled_dot_product_attention(
+        query.reshape(rows, key.shape[1], groups * length, size),
+        key,
+        value,
+        attn_mask=None if attention_mask is None else attention_mask.repeat(1, 1, groups, 1),
+        dropout_p=dropout,
+        scale=scaling,
+    )
+    output = output.reshape(rows, heads, length, value.shape[-1])
+    return output.transpose(1, 2).contiguous(), None
+
+
+def use_decoding_attention(model: Any) -> None:
+    """Have a model that attends by `sdpa` decode this way."""
+    base = base_of(model)
+    if base.config._attn_implementation == "sdpa" and base._supports_attention_backend:
+        base.set_attn_implementation(DECODING)
+
+
+AttentionInterface.register(DECODING, decoding_attention)
+AttentionMaskInterface.register(DECODING, sdpa_mask)

@@ -1,0 +1,1 @@
+"""What Axolotl calls, under Axolotl's names for the files."""

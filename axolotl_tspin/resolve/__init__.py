@@ -1,0 +1,1 @@
+"""From the YAML as written to the step that is due."""

@@ -1,0 +1,109 @@
+"""The data sets of a YAML: their types as Axolotl names them, their columns, their files."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from axolotl.utils.data.shared import load_dataset_with_config
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.schemas.datasets import SFTDataset
+from datasets.exceptions import DatasetsError
+
+from axolotl_tspin.config import TSpinConfig, nearest_key_message
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.resolve.yaml_file import RawConfig
+from axolotl_tspin.run.public_names import without_credentials
+from axolotl_tspin.strategies import DATASET_KEYS, LOADING_KEYS, STRATEGY_KEYS
+
+STRATEGIES = "axolotl_tspin.strategies"
+
+
+def translate_entry(entry: RawConfig, where: str) -> None:
+    """A `datasets:` entry with the strategy's module as its type and only keys Axolotl keeps."""
+    kind = entry.get("type")
+    known = [f"t_spin.{name}" for name in STRATEGY_KEYS]
+    if kind not in known:
+        raise TSpinError(
+            f"`{where}.type: {kind}` is not a type of `rl: t_spin`; it is one of {', '.join(known)}"
+        )
+    strategy = str(kind).removeprefix("t_spin.")
+    existing = [*SFTDataset.model_fields, *DATASET_KEYS]
+    # Of the keys that load rows, this version of Axolotl may not have the newest.
+    allowed = [k for k in (*LOADING_KEYS, *STRATEGY_KEYS[strategy]) if k in existing]
+    for key in entry:
+        if key in existing and key not in allowed:
+            raise TSpinError(
+                f"`{where}.{key}` has no effect with `type: {kind}`; remove it (keys that have "
+                f"one: {', '.join(sorted(allowed))})"
+            )
+        if key not in allowed:
+            raise TSpinError(nearest_key_message(key, allowed, f"`{where}`"))
+    entry["type"] = f"{STRATEGIES}.{strategy}"
+    for ours, carrier in DATASET_KEYS.items():
+        if entry.get(ours) is not None:
+            entry[carrier] = entry.pop(ours)
+
+
+def have_responses(cfg: RawConfig, key: str, config: TSpinConfig) -> bool:
+    """Whether all of the data sets already have both generated responses."""
+    for index, entry in enumerate(cfg[key]):
+        names = load_data(cfg, entry, f"`{key}[{index}]`").column_names
+        if isinstance(names, dict):
+            names = names.get(entry.get("split") or "train") or next(iter(names.values()))
+        is_spin = entry["type"].endswith(".spin") and "generated" in names
+        if not is_spin and not {config.field_synthetic, config.field_proto_synthetic} <= set(names):
+            return False
+    return True
+
+
+def load_data(cfg: RawConfig, entry: RawConfig, where: str) -> Any:
+    """A data set, or its splits by name, as Axolotl loads them; TSpinError where it cannot.
+
+    Args:
+        where: what errors call the entry.
+    """
+    try:
+        return load_dataset_with_config(
+            DictDefault(entry), use_auth_token=bool(cfg.get("hf_use_auth_token"))
+        )
+    except (ValueError, OSError, ImportError, DatasetsError) as error:
+        path = without_credentials(entry["path"])
+        reason = " ".join(str(error).replace(entry["path"], path).split())[:300]
+        raise TSpinError(
+            f"{where}: the data in {path} cannot be loaded ({reason}). Expected a file "
+            "(*.jsonl, *.parquet, …), a folder or a name on the hub: look at `path`, `split`, "
+            "`name` and `data_files`"
+        ) from error
+
+
+def triplets_entry(path: Path) -> DictDefault:
+    """The `datasets` entry for a run's triplets."""
+    return DictDefault(
+        {
+            "path": str(path),
+            "ds_type": "parquet",
+            "split": "train",
+            "type": f"{STRATEGIES}.triplets",
+        }
+    )
+
+
+def data_files(entries: list[RawConfig]) -> list[Path]:
+    """The local files of data sets."""
+    files: list[Path] = []
+    for entry in entries:
+        named = entry.get("data_files") or []
+        for path in [entry.get("path"), *([named] if isinstance(named, str) else named)]:
+            root = Path(path or "")
+            files += sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else []
+            files += [root] if root.is_file() else []
+    return files
+
+
+def data_digests(entries: list[RawConfig]) -> dict[str, str]:
+    """SHA-256 of every local file of the data sets."""
+    digests = {}
+    for path in data_files(entries):
+        with open(path, "rb") as file:
+            digests[f"data file {path}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests

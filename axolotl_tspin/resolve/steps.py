@@ -1,0 +1,372 @@
+"""From the YAML as the user wrote it to the YAML that Axolotl runs, for the step that is due.
+
+Everything here works on the raw configuration, before Axolotl validates it, and changes it in
+place. `rl: t_spin` is taken away in the process, so that a second pass changes nothing.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.logging import get_logger
+
+from axolotl_tspin import __version__
+from axolotl_tspin.config import ResolvedRun, TSpinConfig
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.resolve.data_sets import (
+    data_digests,
+    data_files,
+    have_responses,
+    translate_entry,
+    triplets_entry,
+)
+from axolotl_tspin.resolve.policies import accepted_triplets, check_start_policy, start_from
+from axolotl_tspin.resolve.refusals import (
+    loses_small_steps,
+    refuse_contradictions,
+    refuse_shared_evaluation,
+    refuse_unmeasurable_gradients,
+    without_effect,
+)
+from axolotl_tspin.resolve.yaml_file import RawConfig, check_shape, parse_t_spin, plain
+from axolotl_tspin.run.directory import Due, Iteration, Policy, RunDirectory
+from axolotl_tspin.run.files import digest, write_atomically
+from axolotl_tspin.run.public_names import data_without_credentials
+from axolotl_tspin.run.ranks import rank
+from axolotl_tspin.run.tables import read_metadata
+
+LOG = get_logger(__name__)
+
+IDENTITY_KEYS = (
+    "base_model",
+    "revision_of_model",
+    "adapter",
+    "lora_model_dir",
+    "tokenizer_config",
+    "special_tokens",
+    "tokens",
+    "added_tokens_overrides",
+    "chat_template",
+    "chat_template_jinja",
+    "chat_template_kwargs",
+    "default_system_message",
+    "eot_tokens",
+    "sequence_len",
+    "excess_length_strategy",
+    "datasets",
+    "test_datasets",
+)
+"""The keys that decide what a run's prompts, responses and policies mean."""
+
+SUBSET_KEYS = ("dataset_shard_num", "dataset_shard_idx")
+"""Axolotl's keys that take a part of the data; applied when prompts are frozen, not again."""
+
+PARTITIONING_KEYS = ("deepspeed", "fsdp", "fsdp_config", "fsdp_version")
+"""The keys that spread one model over ranks.
+
+A process that samples holds a whole model. With these keys Axolotl would make it join a process
+group."""
+
+
+class GenerationPlan(NamedTuple):
+    """What a generation step has to do; `with_test`: the `test_datasets` lack responses too."""
+
+    config: TSpinConfig
+    run: RunDirectory
+    due: Due
+    policy: Policy
+    initial_policy: Policy
+    revision: str | None
+    identity: dict[str, Any]
+    with_test: bool
+
+    def check_policy(self) -> str:
+        """The fingerprint of the policy to sample from; see `check_start_policy`."""
+        return check_start_policy(
+            self.run,
+            self.due.iteration,
+            self.policy,
+            self.revision,
+            allow_foreign=self.config.allow_foreign,
+        )
+
+
+def prepare_training(cfg: RawConfig) -> str:
+    """Point Axolotl at the due iteration's triplets, policy and output folder.
+
+    Returns:
+        What was found, in words: the same on all ranks that see the same run directory.
+
+    Raises:
+        TSpinError: the iteration has no triplets yet, the run directory belongs to another
+            configuration, or a setting contradicts T-SPIN.
+    """
+    config, run, initial, identity = _begin(cfg)
+    _warn_of_settings(cfg)
+    if not run.exists():
+        return _prepare_direct_training(cfg, config, run, initial)
+    run.check_identity(identity)
+    due = run.due(config.iterations, config.iteration)
+    if due.step == "generate":
+        raise TSpinError(_what_lacks(config, run, due.iteration))
+    iteration, done = run.iteration(due.iteration), due.step == "done"
+    policy = run.policy_after(due.iteration - (not done), initial, adapter=bool(cfg.get("adapter")))
+    foreign = [] if done else accepted_triplets(cfg, config, run, due.iteration, policy)
+    _resolve(
+        cfg,
+        config,
+        "train",
+        run,
+        initial,
+        due.iteration,
+        responses_differ=_responses_differ(iteration),
+        already_trained=done,
+        foreign=foreign,
+    )
+    files = _point_at_triplets(cfg, config, run, due.iteration)
+    start_from(cfg, policy, initial)
+    cfg["output_dir"] = str(iteration.model)
+    if cfg.get("lm_eval_tasks"):
+        # Axolotl would start the harness on every rank, and after a failed training as well.
+        cfg["lm_eval_post_train"] = False
+    checkpoint = iteration.last_checkpoint()
+    if checkpoint and not done and cfg.get("auto_resume_from_checkpoints") is not False:
+        cfg["resume_from_checkpoint"] = cfg.get("resume_from_checkpoint") or str(checkpoint)
+    cfg["dataset_prepared_path"] = _prepared_path(cfg, files)
+    if not done and rank() == 0:
+        _write_training_config(iteration.training_config, cfg)
+    _log_training(cfg, config, due.iteration, policy)
+    if done:
+        return f"iteration {due.iteration}, which is trained"
+    size = sum(path.stat().st_size for path in files)
+    resumed = Path(cfg.get("resume_from_checkpoint") or "no checkpoint").name
+    return f"iteration {due.iteration}, {size} bytes of triplets and {resumed}"
+
+
+def prepare_generation(cfg: RawConfig) -> GenerationPlan:
+    """Point Axolotl at the annotated data and the policy that the due iteration samples from.
+
+    Raises:
+        TSpinError: as for training, or the data sets already have their responses.
+    """
+    config, run, initial, identity = _begin(cfg)
+    identity |= data_digests([*cfg["datasets"], *(cfg.get("test_datasets") or [])])
+    if run.exists():
+        run.check_identity(identity)
+    elif have_responses(cfg, "datasets", config):
+        raise TSpinError(
+            "nothing to generate: the data sets already have their responses (the columns "
+            f"'{config.field_synthetic}' and '{config.field_proto_synthetic}', or SPIN's "
+            "`generated`). Train on them as they are with `axolotl train`, or begin a run with "
+            "them with `axolotl t-spin import`. To sample from your own policy instead, leave "
+            "these columns out, or read SPIN's rows with `type: t_spin.chat_template` and "
+            "`field_messages: real`"
+        )
+    due = run.due(config.iterations, config.iteration)
+    policy = run.policy_after(due.iteration - 1, initial, adapter=bool(cfg.get("adapter")))
+    _resolve(cfg, config, "generate", run, initial, due.iteration)
+    start_from(cfg, policy, initial)
+    if not cfg.get("lora_model_dir"):
+        cfg["adapter"] = None  # an adapter that is still to be trained is not part of the policy
+    cfg["inference"] = True
+    for key in PARTITIONING_KEYS:
+        cfg.pop(key, None)
+    cfg["dataset_prepared_path"] = str(run.path / "prepared")
+    with_test = bool(cfg.get("test_datasets")) and not (
+        run.exists() or have_responses(cfg, "test_datasets", config)
+    )
+    revision = cfg.get("revision_of_model")
+    return GenerationPlan(config, run, due, policy, initial, revision, identity, with_test)
+
+
+def prepare_import(cfg: RawConfig) -> GenerationPlan:
+    """Point Axolotl at annotated data that already has its responses, to begin a run with.
+
+    Raises:
+        TSpinError: there is a run already, or the data sets have no responses.
+    """
+    config, run, initial, identity = _begin(cfg)
+    identity |= data_digests([*cfg["datasets"], *(cfg.get("test_datasets") or [])])
+    if run.exists():
+        raise TSpinError(f"{run.path} holds a run already; import into another `output_dir`")
+    for key in ("datasets", "test_datasets"):
+        if cfg.get(key) and not have_responses(cfg, key, config):
+            raise TSpinError(
+                f"`{key}`: not all have the columns '{config.field_synthetic}' and "
+                f"'{config.field_proto_synthetic}' (or `generated`, with `type: t_spin.spin`); "
+                "there is nothing to import"
+            )
+    with_test = bool(cfg.get("test_datasets"))
+    _resolve(cfg, config, "import", run, initial, 0)
+    start_from(cfg, initial, initial)
+    cfg["dataset_prepared_path"] = str(run.path / "prepared")
+    revision = cfg.get("revision_of_model")
+    due = Due(0, "generate")
+    return GenerationPlan(config, run, due, initial, initial, revision, identity, with_test)
+
+
+def _warn_of_settings(cfg: RawConfig) -> None:
+    for key in without_effect(cfg):
+        LOG.warning("T-SPIN: `%s` has no effect: the triplet loss has no cross-entropy", key)
+    if loses_small_steps(cfg):
+        LOG.warning(
+            "T-SPIN: with `bf16` and without DeepSpeed the weights themselves are bfloat16, and "
+            "most steps of `learning_rate: %s` round away. Use DeepSpeed, which keeps them in "
+            "float32 as well (examples/deepspeed/zero2.json, also on one GPU), or an adapter",
+            cfg["learning_rate"],
+        )
+
+
+def _prepare_direct_training(
+    cfg: RawConfig, config: TSpinConfig, run: RunDirectory, initial: Policy
+) -> str:
+    """Train on the responses that the data sets have, without a run directory."""
+    if not have_responses(cfg, "datasets", config):
+        raise TSpinError(
+            f"nothing to train on yet: {run.path} holds no run, and the data sets do not all "
+            f"have the columns '{config.field_synthetic}' and "
+            f"'{config.field_proto_synthetic}'. Run `axolotl t-spin generate` with this YAML "
+            "first"
+        )
+    if config.has_reference:
+        raise TSpinError(
+            f"`t_spin.method: {config.method}` needs log-probabilities under the policy that "
+            f"the iteration starts from, which are kept in a run directory; {run.path} is "
+            "none. Begin one with the data sets' responses: `axolotl t-spin import`"
+        )
+    _resolve(cfg, config, "train", run, initial, config.iteration, direct=True)
+    cfg["dataset_prepared_path"] = _prepared_path(cfg, data_files(cfg["datasets"]))
+    LOG.info("T-SPIN: training on the data sets' own responses, into %s", cfg["output_dir"])
+    return "the data sets' own responses"
+
+
+def _what_lacks(config: TSpinConfig, run: RunDirectory, number: int) -> str:
+    sampled = all(run.iteration(number).triplets(split).exists() for split in run.splits())
+    lacks = (
+        f"lacks log-probabilities that `method: {config.method}` needs"
+        if sampled
+        else "has no triplets yet"
+    )
+    return (
+        f"iteration {number} in {run.path} {lacks}: run `axolotl t-spin generate` with "
+        "this YAML first. (To use an earlier iteration's policy instead, pin it with "
+        "`t_spin.iteration`)"
+    )
+
+
+def _point_at_triplets(
+    cfg: RawConfig, config: TSpinConfig, run: RunDirectory, number: int
+) -> list[Path]:
+    """Put triplets in place of the data sets; the files that decide what the rows are."""
+    files = []
+    for split, key in (("train", "datasets"), ("test", "test_datasets")):
+        if split in run.splits():
+            window = run.window(number, split, config.history_window)
+            triplets = [run.iteration(t).triplets(split) for t in window]
+            cfg[key] = [triplets_entry(path) for path in triplets]
+            files += triplets
+    for key in SUBSET_KEYS:
+        cfg.pop(key, None)
+    return [*files, *(path for _, path in run.references(number))]
+
+
+def _log_training(cfg: RawConfig, config: TSpinConfig, number: int, policy: Policy) -> None:
+    resumed = cfg.get("resume_from_checkpoint")
+    LOG.info(
+        "T-SPIN iteration %s of %s (%sbeta %s)\n  triplets: %s\n  policy: %s\n  output: %s%s",
+        number,
+        config.iterations,
+        "" if config.method == "t_spin" else f"method {config.method}, ",
+        cfg["t_spin"]["resolved"]["beta"],
+        ", ".join(entry["path"] for entry in cfg["datasets"]),
+        policy,
+        cfg["output_dir"],
+        f"\n  resumed from: {resumed}" if resumed else "",
+    )
+
+
+def _responses_differ(iteration: Iteration) -> bool:
+    """Whether imported triplets have other synthetic than proto-synthetic responses."""
+    metadata = read_metadata(iteration.triplets("train"), verify=False)
+    return metadata.get("synthetic_is_not_proto_synthetic", 0) > 0
+
+
+def _begin(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory, Policy, dict[str, Any]]:
+    """What both tasks do first: check the YAML, and take T-SPIN's own names out of it."""
+    check_shape(cfg)
+    config = parse_t_spin(cfg)
+    refuse_contradictions(cfg)
+    refuse_shared_evaluation(cfg, config)
+    refuse_unmeasurable_gradients(cfg, config)
+    for key in ("base_model", "output_dir", "datasets", "sequence_len"):
+        if not cfg.get(key):
+            raise TSpinError(f"`{key}` is missing from the YAML; `rl: t_spin` needs it")
+    identity = {key: plain(cfg.get(key)) for key in IDENTITY_KEYS}
+    for key in ("datasets", "test_datasets"):
+        identity[key] = data_without_credentials(identity[key])
+        for index, entry in enumerate(cfg.get(key) or []):
+            translate_entry(entry, f"{key}[{index}]")
+    initial = Policy(cfg["base_model"], cfg.get("lora_model_dir"))
+    run = RunDirectory(cfg["output_dir"], config.reference_window)
+    return config, run, initial, identity
+
+
+def _resolve(
+    cfg: RawConfig,
+    config: TSpinConfig,
+    task: Literal["train", "generate", "import"],
+    run: RunDirectory,
+    initial: Policy,
+    iteration: int | None,
+    *,
+    responses_differ: bool = False,
+    **flags: Any,
+) -> None:
+    """Leave the outcome in `t_spin.resolved` and take `rl` away.
+
+    Args:
+        responses_differ: y′ is not y0 in iteration 0's triplets, which were imported so.
+    """
+    beta = config.beta if config.has_history else 0.0
+    if iteration == 0 and beta and not (responses_differ or config.historical_at_iteration_0):
+        beta = 0.0
+        if task == "train":
+            LOG.info(
+                "T-SPIN: the historical term is off at iteration 0, where synthetic and "
+                "proto-synthetic responses are the same (force it with "
+                "`t_spin.historical_at_iteration_0: true`)"
+            )
+    resolved = ResolvedRun(
+        task=task,
+        iteration=iteration,
+        beta=beta,
+        initial_policy=str(initial),
+        run_dir=str(run.path),
+        **flags,
+    )
+    block = config.model_copy(update={"resolved": resolved}).model_dump(exclude_none=True)
+    cfg["t_spin"] = DictDefault(block)
+    cfg.pop("rl")
+
+
+def _prepared_path(cfg: RawConfig, files: list[Path]) -> str:
+    """A folder for Axolotl's prepared data that changes whenever the rows would.
+
+    Axolotl keys prepared data by its own configuration keys alone: not by content, and not by
+    ours.
+    """
+    key = digest(
+        [
+            __version__,
+            [plain(cfg.get(name)) for name in (*IDENTITY_KEYS, "t_spin", "val_set_size")],
+            [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files],
+        ]
+    )
+    return str(Path(cfg.get("dataset_prepared_path") or "last_run_prepared") / f"t_spin-{key}")
+
+
+def _write_training_config(path: Path, cfg: RawConfig) -> None:
+    """The YAML as it is trained with: `axolotl train` on this file repeats the step."""
+    text = yaml.safe_dump(plain(dict(cfg)), sort_keys=False, allow_unicode=True)
+    write_atomically(path, lambda temporary: temporary.write_text(text))

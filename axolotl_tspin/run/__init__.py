@@ -1,0 +1,1 @@
+"""The run directory on disk: state, tables with checksums, prompts, triplets, scores."""

@@ -1,0 +1,327 @@
+"""The run directory (`output_dir`): what it holds, and which step its contents say is due.
+
+    t_spin.json                      what the run is: its configuration's identity, versions
+    fingerprints.json                fingerprints of weights that were read once
+    prompts/train.parquet            the annotated data as token ids, frozen at the first step
+    iteration_0/
+        selection/train.parquet      the rows to sample, where `select` is not `all`
+        responses/train/block_*      sampled responses, block by block
+        triplets/train.parquet       complete triplets; their existence ends the generation step
+        reference/iteration_0/train.parquet
+                                     log-probabilities of an iteration's triplets under the policy
+                                     that this one starts from, where the method needs them; then
+                                     their existence ends the generation step
+        train.yml                    the resolved YAML of the training
+        model/                       Axolotl's output folder: checkpoints and the trained policy
+        trained.json                 its existence ends the training step
+        diagnostics/train.parquet    log-probabilities of triplets under the trained policy
+        diagnostics/figures.json     what status and report show of the iteration
+
+`test` files lie beside `train` files where the YAML has `test_datasets`.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.run.files import temporary_beside, write_json
+
+FORMAT = 2
+SPLITS = ("train", "test")
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+class Due(NamedTuple):
+    """The iteration and the step that a run directory's contents call for."""
+
+    iteration: int
+    step: Literal["generate", "train", "done"]
+
+
+class Policy(NamedTuple):
+    """Where a policy's weights are: a model, and the adapter on it if there is one."""
+
+    base_model: str
+    adapter_dir: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.base_model} + {self.adapter_dir}" if self.adapter_dir else self.base_model
+
+
+class Iteration(NamedTuple):
+    """The folder of one iteration."""
+
+    path: Path
+
+    def responses(self, split: str) -> Path:
+        return self.path / "responses" / split
+
+    def triplets(self, split: str) -> Path:
+        return self.path / "triplets" / f"{split}.parquet"
+
+    def selection(self, split: str) -> Path:
+        return self.path / "selection" / f"{split}.parquet"
+
+    @property
+    def training_config(self) -> Path:
+        return self.path / "train.yml"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def trained_marker(self) -> Path:
+        return self.path / "trained.json"
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "diagnostics" / "train.parquet"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "diagnostics" / "figures.json"
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest checkpoint that was written to its end (its trainer state is last)."""
+        checkpoints = [
+            path
+            for path in self.model.glob("checkpoint-*")
+            if path.name.removeprefix("checkpoint-").isdigit()
+            and _is_json(path / "trainer_state.json")
+        ]
+        return max(checkpoints, key=lambda path: int(path.name.split("-")[-1]), default=None)
+
+    def training_record(self) -> dict[str, Any]:
+        """What `mark_trained` kept of a trained iteration."""
+        return json.loads(self.trained_marker.read_text())
+
+    def training_log(self) -> tuple[list[dict[str, Any]], tuple[int, int] | None]:
+        """What the trainer logged, and how many steps it did of how many: of a finished training,
+        or at its last checkpoint."""
+        if self.trained_marker.exists():
+            history = self.training_record()["log_history"]
+            steps = max((entry["step"] for entry in history), default=0)
+            return history, (steps, steps)
+        checkpoint = self.last_checkpoint()
+        if checkpoint:
+            state = json.loads((checkpoint / "trainer_state.json").read_text())
+            return state["log_history"], (state["global_step"], state["max_steps"])
+        return [], None
+
+    def check_trained(self) -> None:
+        """Raises TSpinError unless the policy's files are all there."""
+        adapter = (self.model / "adapter_config.json").exists() and any(
+            (self.model / name).exists() for name in ADAPTER_WEIGHTS
+        )
+        model = (self.model / "config.json").exists() and any(
+            (self.model / name).exists() for name in WEIGHTS
+        )
+        if not (adapter or model):
+            raise TSpinError(
+                f"{self.model} holds no trained policy after training: expected config.json with "
+                f"one of {', '.join(WEIGHTS)}, or adapter_config.json with one of "
+                f"{', '.join(ADAPTER_WEIGHTS)}"
+            )
+
+    def mark_trained(self, record: Mapping[str, Any]) -> None:
+        """Ends the training step.
+
+        Args:
+            record: at least `policy`, the fingerprint of what was trained.
+        """
+        write_json(self.trained_marker, record)
+
+
+class RunDirectory:
+    """A run directory, existing or to be made.
+
+    Args:
+        path: the YAML's `output_dir`.
+        reference_window: of how many iterations before its own an iteration needs reference
+            log-probabilities; None: of none at all.
+    """
+
+    def __init__(self, path: str | Path, reference_window: int | None = None) -> None:
+        self.path = Path(path)
+        self.reference_window = reference_window
+        self.manifest = self.path / "t_spin.json"
+        self.fingerprints = self.path / "fingerprints.json"
+
+    def exists(self) -> bool:
+        """Whether a run has begun here, that is whether its prompts are frozen."""
+        return self.manifest.exists()
+
+    def prompts(self, split: str) -> Path:
+        return self.path / "prompts" / f"{split}.parquet"
+
+    def splits(self) -> list[str]:
+        """The splits that the run has prompts of; what a failed first step left is no run's."""
+        return [split for split in SPLITS if self.exists() and self.prompts(split).exists()]
+
+    def iteration(self, number: int) -> Iteration:
+        return Iteration(self.path / f"iteration_{number}")
+
+    def window(self, number: int, split: str, size: int) -> list[int]:
+        """The iterations whose triplets iteration `number` works on, the oldest first: of the
+        training split also the `size` before."""
+        return list(range(max(0, number - size), number + 1)) if split == "train" else [number]
+
+    def reference(self, number: int, triplets: Path) -> Path:
+        """Where iteration `number` keeps its reference log-probabilities of some iteration's
+        triplets."""
+        of = triplets.parent.parent.name
+        return self.iteration(number).path / "reference" / of / triplets.name
+
+    def references(self, number: int) -> list[tuple[Path, Path]]:
+        """The triplets of which iteration `number` needs reference log-probabilities, each with
+        the place of these."""
+        if self.reference_window is None:
+            return []
+        needed = [
+            self.iteration(t).triplets(split)
+            for split in self.splits()
+            for t in self.window(number, split, self.reference_window)
+        ]
+        return [(triplets, self.reference(number, triplets)) for triplets in needed]
+
+    def check_writable(self) -> None:
+        """Raises TSpinError where nothing can be written, before anything is computed."""
+        probe = temporary_beside(self.path / "writable")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise TSpinError(
+                f"`output_dir: {self.path}` is not a folder that can be written to "
+                f"({error.strerror}); free the place or name another"
+            ) from error
+
+    def clear_unbegun(self) -> None:
+        """Delete what a first step that failed before the run began has frozen, or imported.
+
+        Responses stay: they carry which prompts they answer.
+
+        Raises:
+            TSpinError: an iteration is trained here, so that only the manifest is missing.
+        """
+        if self.iteration(0).trained_marker.exists():
+            raise TSpinError(
+                f"{self.path} holds a trained iteration, but {self.manifest.name} is missing; "
+                "restore it, or use another `output_dir`; nothing was changed"
+            )
+        for folder in (self.prompts("train").parent, self.iteration(0).triplets("train").parent):
+            if folder.exists():
+                shutil.rmtree(folder)
+
+    def begin(
+        self, identity: Mapping[str, Any], versions: Mapping[str, str], *, initial_policy: str
+    ) -> None:
+        """Record what the run is; from here on it exists.
+
+        Args:
+            initial_policy: the fingerprint of θ0's weights.
+        """
+        write_json(
+            self.manifest,
+            {
+                "format": FORMAT,
+                "identity": dict(identity),
+                "versions": versions,
+                "initial_policy": initial_policy,
+            },
+        )
+
+    def initial_policy(self) -> str:
+        """The fingerprint of the policy that the run began with."""
+        return json.loads(self.manifest.read_text())["initial_policy"]
+
+    def check_identity(self, identity: Mapping[str, Any]) -> None:
+        """Refuse a run directory that another configuration made.
+
+        Args:
+            identity: the settings that decide what prompts, responses and policies mean. Keys
+                that only one side has are not compared.
+        """
+        try:
+            recorded = json.loads(self.manifest.read_text())
+            theirs = recorded["identity"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise TSpinError(
+                f"{self.manifest} cannot be read ({error}); restore it, or use another `output_dir`"
+            ) from error
+        if recorded.get("format") != FORMAT:
+            raise TSpinError(
+                f"{self.manifest} has format {recorded.get('format')!r}, this version reads "
+                f"{FORMAT}; use the version of axolotl-tspin that made it, or another `output_dir`"
+            )
+        ours = json.loads(json.dumps(dict(identity)))
+        differing = [k for k in ours if k in theirs and ours[k] != theirs[k]]
+        if differing:
+            changes = "; ".join(
+                f"{key}: the run has {theirs[key]!r}, the YAML {ours[key]!r}" for key in differing
+            )
+            raise TSpinError(
+                f"the run in {self.path} was begun with another configuration ({changes}). Set "
+                "these back, or use another `output_dir`; nothing was changed"
+            )
+
+    def step_of(self, number: int) -> Due:
+        """The step that iteration `number` is at."""
+        iteration = self.iteration(number)
+        if iteration.trained_marker.exists():
+            return Due(number, "done")
+        needed = [iteration.triplets(split) for split in self.splits()]
+        needed += [path for _, path in self.references(number)]
+        complete = bool(needed) and all(path.exists() for path in needed)
+        return Due(number, "train" if complete else "generate")
+
+    def due(self, iterations: int, pinned: int | None = None) -> Due:
+        """The first unfinished iteration, or the pinned one, and its step; "done" with the last
+        iteration where nothing is left.
+
+        Raises:
+            TSpinError: the iteration before the pinned one has not been trained.
+        """
+        if pinned is not None:
+            if pinned > 0 and self.step_of(pinned - 1).step != "done":
+                raise TSpinError(
+                    f"`t_spin.iteration: {pinned}` starts from the policy of iteration "
+                    f"{pinned - 1}, which is not trained yet in {self.path}; unpin it"
+                )
+            return self.step_of(pinned)
+        steps = [self.step_of(number) for number in range(iterations)]
+        return next((due for due in steps if due.step != "done"), steps[-1])
+
+    def drop_models_before(self, number: int) -> list[int]:
+        """Delete the policies of the iterations before `number`; which ones had any."""
+        dropped = [t for t in range(number) if self.iteration(t).model.exists()]
+        for t in dropped:
+            shutil.rmtree(self.iteration(t).model)
+        return dropped
+
+    def policy_after(self, number: int, initial: Policy, *, adapter: bool) -> Policy:
+        """The policy that iteration `number` trained; −1 is the initial policy.
+
+        Args:
+            initial: the YAML's `base_model` (and `lora_model_dir`).
+            adapter: whether the YAML trains an adapter. It is continued from iteration to
+                iteration on the unchanged base model, never merged.
+        """
+        if number < 0:
+            return initial
+        model = str(self.iteration(number).model)
+        return Policy(initial.base_model, model) if adapter else Policy(model)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Triplets to loss, with torch and transformers alone."""

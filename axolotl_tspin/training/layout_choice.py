@@ -1,0 +1,66 @@
+"""Which layout a policy can be trained in."""
+
+from typing import Any, NamedTuple
+
+from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.training.policies import base_of
+
+
+class Choice(NamedTuple):
+    """A layout, how the head is applied (`heads.HEADS`), and why."""
+
+    layout: str
+    head: str
+    reason: str
+
+
+PLAIN = Choice("padded", "plain", "what every other way is compared with")
+
+
+def choose_layout(model: Any, wanted: str, *, compiled: bool = False) -> Choice:
+    """The fastest exact layout for a policy, by what its class and configuration say.
+
+    Args:
+        model: the policy (a transformers model, or one under PEFT), not yet wrapped.
+        wanted: `t_spin.layout`: "auto", "shared_prefix" or "padded".
+        compiled: the policy is compiled by torch.compile.
+
+    Raises:
+        TSpinError: "shared_prefix" is wanted and the policy cannot take it.
+    """
+    head = "plain" if compiled or model.get_output_embeddings() is None else "chunked"
+    if wanted == "padded":
+        return Choice("padded", head, "`t_spin.layout: padded`")
+    obstacle = obstacle_to_sharing(model, compiled=compiled)
+    if obstacle is None:
+        return Choice("shared_prefix", head, "each prompt is computed once for its responses")
+    if wanted == "shared_prefix":
+        raise TSpinError(
+            f"`t_spin.layout: shared_prefix` does not fit this policy: {obstacle}. Use `auto` or "
+            "`padded`"
+        )
+    return Choice("padded", head, obstacle)
+
+
+def obstacle_to_sharing(model: Any, *, compiled: bool) -> str | None:
+    """Why responses cannot share their prompt's row, if they cannot."""
+    base = base_of(model)
+    name = type(base).__name__
+    config = base.config.get_text_config()
+    if compiled:
+        return "torch.compile would compile again for every row's shape"
+    if base.config.is_encoder_decoder:
+        return f"{name} is an encoder-decoder"
+    if getattr(base, "_is_stateful", False):
+        return f"{name} carries a state along the row, which would run through all responses"
+    others = set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention",
+        "sliding_attention",
+    }
+    if others:
+        return f"{name} has layers of type {', '.join(sorted(others))}"
+    if getattr(config, "attention_chunk_size", None):
+        return f"{name} attends in chunks of the row"
+    if not getattr(base, "_supports_attention_backend", False):
+        return f"{name} takes no other attention than its own"
+    return None

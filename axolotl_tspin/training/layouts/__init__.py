@@ -1,0 +1,35 @@
+"""How triplets are laid out as tensors (torch and transformers only).
+
+Every layout gives the same batch: `input_ids` and `labels` (rows, length), the latter −100
+outside responses; `attention_mask` or `position_ids` (rows, length) for the policy; `predicting`
+(N,), the positions, counted through all rows, whose logits predict a response token; `targets`
+(N,), those tokens, response after response; and `layout`, a `BatchLayout`. The collator adds
+`reference_logps` (B, 3) where the rows have them.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from axolotl_tspin.training.layouts.batch import BatchLayout
+from axolotl_tspin.training.layouts.padded import pad_triplets, unpad_triplets
+from axolotl_tspin.training.layouts.shared_prefix import pack_triplets, unpack_triplets
+from axolotl_tspin.triplets import TripletTokens
+
+__all__ = [
+    "BatchLayout",
+    "on_device",
+    "pack_triplets",
+    "pad_triplets",
+    "triplets_of",
+]
+
+
+def on_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
+    """A batch with its tensors on a device."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def triplets_of(batch: dict[str, Any]) -> list[TripletTokens]:
+    """The triplets of a batch, whatever its layout."""
+    return unpad_triplets(batch) if batch["layout"].rows is None else unpack_triplets(batch)
