@@ -5,6 +5,7 @@ for the name.
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,4 +37,20 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "TSpinPlugin":
+        need_axolotl("`TSpinPlugin`")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def need_axolotl(what: str) -> None:
+    """Raise ImportError, with what to install, if Axolotl is not installed.
+
+    Args:
+        what: the thing that needs Axolotl, as the message names it.
+    """
+    if importlib.util.find_spec("axolotl") is None:
+        raise ImportError(
+            f"{what} needs Axolotl: pip install 'axolotl>=0.19,<0.22' (without Axolotl, torch and "
+            "transformers are enough for TripletTrainer, TripletCollator, TSpinTrainingArguments "
+            "and t_spin_loss)"
+        )

@@ -1,6 +1,6 @@
 """The `t_spin:` block of the YAML, typed (pydantic only: no torch, no axolotl).
 
-The README's table of keys is held to these fields by a test.
+A test compares the README's table of keys with these fields.
 """
 
 import difflib
@@ -18,7 +18,7 @@ from pydantic import (
 
 
 def nearest_key_message(key: str, known: list[str], where: str) -> str:
-    """What to say of a key that does not exist: its name, the nearest one, all of them."""
+    """Error message for an unknown key: its name, the nearest known key, all known keys."""
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     return f"'{key}' is not a key of {where}{hint} (keys: {', '.join(sorted(known))})"
@@ -32,7 +32,7 @@ class StrictModel(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # pydantic takes true for 1: `keep_models: true` would drop all models but one.
+        # pydantic reads true as 1: `keep_models: true` would drop all models but one.
         annotation = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and annotation is not bool:
             raise ValueError(f"`{str(value).lower()}` is neither a number nor text; give a value")
@@ -52,12 +52,12 @@ class StrictModel(BaseModel):
 
 
 class GenerationConfig(StrictModel):
-    """`t_spin.generation`: how synthetic and proto-synthetic responses are sampled."""
+    """`t_spin.generation`: settings for sampling synthetic and proto-synthetic responses."""
 
     backend: Literal["transformers", "vllm", "server"] = Field(
         default="transformers",
-        description="The engine: transformers in this process, vLLM in a process of its own, or "
-        "a server with OpenAI's API.",
+        description="The engine: transformers in this process, vLLM in a separate process, or a "
+        "server with OpenAI's API.",
     )
     temperature: float = Field(
         default=1.0, ge=0, description="Sampling temperature; 0 means greedy decoding."
@@ -72,7 +72,7 @@ class GenerationConfig(StrictModel):
     )
     select: Literal["all", "fraction", "advantage"] = Field(
         default="all",
-        description="Which prompts get a new synthetic response from iteration 1 on: `all`, a "
+        description="Prompts that get a new synthetic response from iteration 1 on: `all`, a "
         "random `fraction`, or the `fraction` with the largest current advantage.",
     )
     fraction: float = Field(
@@ -120,7 +120,7 @@ class GenerationConfig(StrictModel):
     patience: float = Field(
         default=900.0,
         gt=0,
-        description="Seconds to go on trying while no server answers well (server).",
+        description="Seconds to keep trying while no server gives a usable answer (server).",
     )
 
     @field_validator("batch_size")
@@ -136,7 +136,7 @@ class GenerationConfig(StrictModel):
         for url in value:
             if not re.match(r"https?://[^/\s]", url):
                 raise ValueError(
-                    f"`{url}` is no base URL; expected one such as http://node1:8000/v1"
+                    f"`{url}` is not a base URL; expected one such as http://node1:8000/v1"
                 )
         return value
 
@@ -148,8 +148,8 @@ class GenerationConfig(StrictModel):
             )
         if self.select != "all" and self.fraction == 1.0:
             raise ValueError(
-                f"`select: {self.select}` with `fraction: 1.0` takes all prompts; give the "
-                "`fraction` of them that is to be sampled for"
+                f"`select: {self.select}` with `fraction: 1.0` takes all prompts; set `fraction` "
+                "to the share of prompts that gets a new response"
             )
         if self.backend == "server" and not self.servers:
             raise ValueError("`backend: server` needs `servers`, a list of base URLs")
@@ -159,10 +159,10 @@ class GenerationConfig(StrictModel):
 
 
 class ResolvedRun(StrictModel):
-    """`t_spin.resolved`: what the plugin worked out for this process (internal).
+    """`t_spin.resolved`: values that the plugin worked out for this process (internal).
 
-    The plugin writes it when it reads the YAML; its presence says that the configuration has
-    been rewritten already, so that reading it again (a rank, a Ray worker) changes nothing.
+    The plugin writes it when it reads the YAML. Its presence means that the configuration has
+    already been rewritten, so reading it again (a rank, a Ray worker) changes nothing.
     """
 
     task: Literal["train", "generate", "import"]
@@ -192,7 +192,7 @@ class TSpinConfig(StrictModel):
     loss: Literal["logistic", "exponential"] = Field(
         default="logistic", description="ℓ: logistic −log σ(a), or exponential exp(−a)."
     )
-    iterations: int = Field(default=5, ge=1, description="How many iterations the run has.")
+    iterations: int = Field(default=5, ge=1, description="Number of iterations in the run.")
     iteration: int | None = Field(
         default=None,
         ge=0,
@@ -204,16 +204,16 @@ class TSpinConfig(StrictModel):
     )
     field_synthetic: str = Field(
         default="synthetic",
-        description="Column of a data set's synthetic response, where it has one.",
+        description="Column with a data set's synthetic response, if it has one.",
     )
     field_proto_synthetic: str = Field(
         default="proto_synthetic",
-        description="Column of a data set's proto-synthetic response, where it has one.",
+        description="Column with a data set's proto-synthetic response, if it has one.",
     )
     layout: Literal["auto", "shared_prefix", "padded"] = Field(
         default="auto",
-        description="A training batch: `shared_prefix` computes a prompt once for its responses, "
-        "`padded` three times; `auto` takes the fastest that is exact for the model.",
+        description="Layout of a training batch: `shared_prefix` computes a prompt once for its "
+        "responses, `padded` three times; `auto` takes the fastest that is exact for the model.",
     )
     max_tokens_per_row: int | Literal["auto"] = Field(
         default="auto",
@@ -228,18 +228,18 @@ class TSpinConfig(StrictModel):
     )
     keep_models: Literal["all", "last"] | int = Field(
         default="all",
-        description="How many trained iterations keep their weights: `all`, `last`, or a number.",
+        description="Trained iterations that keep their weights: `all`, `last`, or a number.",
     )
     diagnostics: int | Literal["all"] = Field(
         default=1000,
-        description="How many triplets are scored under the policy that an iteration trained, for "
-        "`status`, `report` and warnings: a number, `all`, or 0 for none.",
+        description="Triplets to score under the policy that an iteration trained, for `status`, "
+        "`report` and warnings: a number, `all`, or 0 for none.",
     )
     gradient_norms: int = Field(
         default=0,
         ge=0,
-        description="Every so many optimizer steps, log ‖∇L‖ of the current and of the historical "
-        "term (two more passes in that step; a log entry has the mean since the last; one GPU or "
+        description="Log ‖∇L‖ of the current and of the historical term every this many optimizer "
+        "steps (two more passes in that step; a log entry has the mean since the last; one GPU or "
         "DDP); 0: never.",
     )
     allow_foreign: bool = Field(
@@ -247,31 +247,31 @@ class TSpinConfig(StrictModel):
         description="Train on responses that this run's policies did not sample (recorded).",
     )
     generation: GenerationConfig = Field(
-        default_factory=GenerationConfig, description="How responses are sampled; see below."
+        default_factory=GenerationConfig, description="Settings for sampling; see below."
     )
     resolved: ResolvedRun | None = Field(default=None, repr=False)
 
     @property
     def has_reference(self) -> bool:
-        """Whether rewards are relative to the policy that the iteration starts from."""
+        """True if rewards are relative to the policy that the iteration starts from."""
         return self.method in ("spin", "t_spin_ref")
 
     @property
     def has_history(self) -> bool:
-        """Whether the loss has the historical term."""
+        """True if the loss has the historical term."""
         return self.method in ("t_spin", "t_spin_ref")
 
     @property
     def reference_window(self) -> int | None:
-        """Of how many iterations before its own an iteration needs reference log-probabilities;
-        None: of none at all."""
+        """Number of earlier iterations whose triplets also need reference log-probabilities; None
+        if no iteration needs any."""
         return self.history_window if self.has_reference else None
 
     @field_validator("keep_models")
     @classmethod
     def _keeps_a_model(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:
-            raise ValueError(f"`{value}` models kept; the last one is always needed")
+            raise ValueError(f"`{value}` models kept; expected at least 1, as the last is needed")
         return value
 
     @field_validator("diagnostics")

@@ -1,4 +1,4 @@
-"""The one error that this package raises for what a user can put right."""
+"""The errors that this package raises: bad input, and a step that failed."""
 
 
 class TSpinError(ValueError):
@@ -9,8 +9,8 @@ class StepFailed(Exception):
     """A step's command failed; its own error is in the output above.
 
     Args:
-        command: as a user would type it.
-        status: that it ended with, negative for a signal.
+        command: the command as a user would type it.
+        status: its exit status, negative for a signal.
     """
 
     def __init__(self, command: str, status: int) -> None:

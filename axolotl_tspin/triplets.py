@@ -1,4 +1,4 @@
-"""The words that everybody shares: what a triplet is, as token ids (no torch, no axolotl)."""
+"""Triplets as token ids, in the terms that all modules share (no torch, no axolotl)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ IGNORE_INDEX = -100
 """The label of a token that is not part of a response."""
 
 TOKEN_COLUMNS = ("prompt_ids", *(f"{name}_ids" for name in RESPONSES))
-"""Where a triplets file has the fields of `TripletTokens`, in their order."""
+"""Columns of a triplets file that hold the fields of `TripletTokens`, in their order."""
 
 
 class TripletTokens(NamedTuple):
@@ -25,7 +25,7 @@ class TripletTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class TripletSpan:
-    """Where a triplet lies in a row: `start`, the prompt's tokens, then its responses' tokens."""
+    """Place of a triplet in a row: `start`, the prompt's tokens, then its responses' tokens."""
 
     start: int
     prompt: int
@@ -49,13 +49,13 @@ def joined(prompt: Sequence[int], annotated: Sequence[int]) -> dict[str, list[in
 
 
 def parted(row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
-    """Part a row that `joined` joined: its prompt, its annotated response."""
+    """Split a row that `joined` joined into its prompt and its annotated response."""
     prompt_length = sum(label == IGNORE_INDEX for label in row["labels"])
     return row["input_ids"][:prompt_length], row["input_ids"][prompt_length:]
 
 
 def as_row(triplet: TripletTokens) -> dict[str, list[int]]:
-    """A triplet as the row that the collator takes."""
+    """Convert a triplet to the row that the collator takes."""
     return {
         **joined(triplet.prompt, triplet.annotated),
         "synthetic_ids": list(triplet.synthetic),
@@ -64,5 +64,5 @@ def as_row(triplet: TripletTokens) -> dict[str, list[int]]:
 
 
 def from_row(row: Mapping[str, Any]) -> TripletTokens:
-    """Read a row as the dataset strategies and `as_row` leave it."""
+    """Read a row that a dataset strategy or `as_row` made."""
     return TripletTokens(*parted(row), row["synthetic_ids"], row["proto_synthetic_ids"])

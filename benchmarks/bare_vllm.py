@@ -1,7 +1,7 @@
-"""vLLM driven bare, for benchmarks/generation.py: runs in vLLM's own environment.
+"""Drive vLLM directly, for benchmarks/generation.py; this runs in vLLM's environment.
 
-Reads a JSON line of settings, then for each further line samples all prompts once and prints the
-tokens and seconds that it took.
+It reads a JSON line of settings. For each further line it samples all prompts once and prints the
+number of tokens and seconds.
 """
 
 import json

@@ -1,10 +1,10 @@
-"""Rows per second of the data set strategies: conversations to token ids.
+"""Measure rows per second of the data set strategies: conversations to token ids.
 
     python benchmarks/encoding.py MODEL --data GSM8K/train.jsonl [--rows 50000] [--processes 2]
 
-The data's question and answer pairs as conversations, repeated up to `--rows`, through what Axolotl
-calls (`t_spin.chat_template`, `wrap_dataset`); beside it the same texts through the tokenizer alone
-in batches of 1000 rows.
+The data's question and answer pairs are encoded as conversations, repeated up to `--rows`, with the
+functions that Axolotl calls (`t_spin.chat_template`, `wrap_dataset`). For comparison, the tokenizer
+alone encodes the same texts in batches of 1000 rows.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Tokens per second of each engine through the generation step, against the engine driven bare.
+"""Measure tokens per second of each engine in the generation step and on its own.
 
     python benchmarks/generation.py MODEL --data GSM8K/train.jsonl --vllm-bin ENV/bin
 
-Both sides answer the same prompts with the same limits, by turns, in one run: engines are loaded
-before, so that start-up counts on neither side. Ours includes journals, blocks and checksums.
-transformers is compared with SPIN's way: fixed batches in the data's order, padded to the longest,
-each generated until its last row ends. Both run in this process, so its processor time is taken,
-which other work on the machine does not lengthen; vLLM's and the server's rounds are timed by the
-clock. MODEL should end its responses as an SFT model does; `benchmarks/sft.py` makes one.
+Both sides answer the same prompts with the same limits, in turns, in one run. Engines are loaded
+before, so start-up does not count. Our side includes journals, blocks and checksums. transformers
+is compared with SPIN's way: fixed batches in the data's order, padded to the longest, each
+generated until its last row ends. Both run in this process, so processor time is measured, which
+other work on the machine does not lengthen. vLLM and the server are timed by the clock. MODEL
+should end its responses as an SFT model does; `benchmarks/sft.py` makes one.
 """
 
 import argparse
@@ -48,7 +48,7 @@ END = 2  # <|im_end|>
 
 Clock = Callable[[], float]
 Measure = Callable[[], tuple[int, float]]
-"""One pass over the prompts: tokens and seconds."""
+"""A function for one pass over the prompts; it returns tokens and seconds."""
 
 
 def prompts_of(data: Path, rows: int, tokenizer) -> list[list[int]]:
@@ -64,7 +64,7 @@ def prompts_of(data: Path, rows: int, tokenizer) -> list[list[int]]:
 def through_the_step(
     engine, tokenizer, prompts: list[list[int]], limit: int, clock: Clock
 ) -> Measure:
-    """A generation step over the prompts, in a new run directory each time."""
+    """Measure a generation step over the prompts, in a new run directory each time."""
 
     def measure() -> tuple[int, float]:
         with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +96,7 @@ def through_the_step(
 
 
 def spin_way(model, prompts: list[list[int]], limit: int, batch_size: int) -> Measure:
-    """transformers' generate as SPIN's generate.py calls it (its batch size is 16)."""
+    """Measure transformers' generate as SPIN's generate.py calls it (its batch size is 16)."""
 
     @torch.no_grad()
     def measure() -> tuple[int, float]:
@@ -171,7 +171,7 @@ def vllm_server(binary: Path, model: str) -> Iterator[str]:
 
 
 def bare_client(url: str, model: str, prompts: list[list[int]], limit: int) -> Measure:
-    """As many threads as requests may be in flight, each asking one request after the other."""
+    """Measure a client with one thread per request in flight."""
 
     def measure() -> tuple[int, float]:
         with httpx.Client(timeout=600) as client, ThreadPoolExecutor(CONCURRENCY) as pool:
@@ -199,7 +199,7 @@ def bare_client(url: str, model: str, prompts: list[list[int]], limit: int) -> M
 
 
 def compare(name: str, ours: Measure, bare: dict[str, Measure], repeats: int) -> None:
-    """By turns, so that a change of the machine's pace meets both sides."""
+    """Measure in turns, so that a change of the machine's speed affects both sides."""
     rates: dict[str, list[float]] = {"ours": [], **{way: [] for way in bare}}
     for _ in range(repeats):
         for way, measure in {"ours": ours, **bare}.items():

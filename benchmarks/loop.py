@@ -1,10 +1,10 @@
-"""`axolotl t-spin run` with one engine, killed twice on the way, on 256 problems of GSM8K.
+"""Run `axolotl t-spin run` with one engine on 256 problems of GSM8K, killed twice on the way.
 
     python benchmarks/loop.py OUT --engine vllm --data GSM8K/train.jsonl --vllm-bin ENV/bin
 
 The first kill comes in the middle of iteration 0's sampling, the second after a checkpoint of
-iteration 1's training. At the end the run's data is checked: every prompt once in each iteration's
-triplets, the anchor the same in all, and the responses that stood in the killed process's journal
+iteration 1's training. At the end the run's data is checked: each iteration's triplets have every
+prompt once, the anchor is the same in all, and the responses in the killed process's journal are
 still there.
 """
 
@@ -34,7 +34,7 @@ PORT = 8411
 
 
 def write_run(folder: Path, engine: str, data: Path, vllm_bin: Path | None) -> Path:
-    """The model, the rows and the YAML of a run, in `folder`."""
+    """Write the model, the rows and the YAML of a run; return the YAML's path."""
     model = folder.parent / "SmolLM2-135M-Instruct"
     if not (model / "model.safetensors").exists():
         unpack_model(model)
@@ -63,7 +63,7 @@ def write_run(folder: Path, engine: str, data: Path, vllm_bin: Path | None) -> P
 
 
 def start(path: Path) -> subprocess.Popen:
-    # A group of its own, so that a kill takes the step's process along.
+    # In a separate process group, a kill also ends the step's process.
     return subprocess.Popen(
         [sys.executable, "-m", "axolotl.cli.main", "t-spin", "run", path],
         cwd=path.parent,
@@ -72,7 +72,7 @@ def start(path: Path) -> subprocess.Popen:
 
 
 def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
-    """SIGKILL to the whole group as soon as `reached` says so."""
+    """Send SIGKILL to the whole group as soon as `reached` returns True."""
     while not reached():
         if process.poll() is not None:
             sys.exit(f"the run ended with status {process.returncode} before it could be killed")
@@ -82,11 +82,11 @@ def kill_when(process: subprocess.Popen, reached: Callable[[], bool]) -> None:
 
 
 def stored(folder: Path) -> dict[int, dict]:
-    """The responses of a folder's journals and blocks, by row."""
+    """Read the responses of a folder's journals and blocks, by row."""
     responses = {}
     for path in folder.glob("block_*.journal"):
         for line in path.read_bytes().splitlines(keepends=True):
-            # The last line may be torn.
+            # The last line may be incomplete.
             record = json.loads(line.split(b" ", 1)[1]) if line.endswith(b"\n") else {}
             if "response" in record:
                 responses[record["response"]["row"]] = record["response"]
@@ -96,7 +96,7 @@ def stored(folder: Path) -> dict[int, dict]:
 
 
 def check(run: RunDirectory, before_kill: dict[int, dict]) -> None:
-    """Nothing lost, nothing doubled, one anchor."""
+    """Check that nothing is lost or doubled, and that there is one anchor."""
     anchor = None
     for number in range(3):
         table, _ = read_table(run.iteration(number).triplets("train"))

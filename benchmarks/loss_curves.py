@@ -1,9 +1,9 @@
-"""100 training steps from one start in padded rows and in the layout that `auto` takes.
+"""Train 100 steps from one start, in padded rows and in the layout that `auto` takes.
 
     python benchmarks/loss_curves.py MODEL RUN/iteration_1/triplets/train.parquet --out loss_curves
 
-Real triplets of a run, real trainer, the same order of data. Writes OUT.json (every step's loss)
-and OUT.png, and prints how far the curves are apart.
+Both use real triplets of a run, the real trainer and the same order of data. The script writes
+OUT.json (every step's loss) and OUT.png, and prints the distance of the curves.
 """
 
 import argparse
@@ -32,7 +32,7 @@ class Arguments(TSpinTrainingArgs, TrainingArguments):
 
 
 def losses(model: str, rows: list[dict], layout: str, steps: int) -> list[float]:
-    """Every step's loss."""
+    """Train, and return every step's loss."""
     set_seed(42)
     with tempfile.TemporaryDirectory() as folder:
         trainer = TripletTrainer(
@@ -48,7 +48,7 @@ def losses(model: str, rows: list[dict], layout: str, steps: int) -> list[float]
                 report_to=[],
                 remove_unused_columns=False,
                 use_cpu=not torch.cuda.is_available(),
-                t_spin_alpha=0.02,  # so that the loss stays away from 0
+                t_spin_alpha=0.02,  # keeps the loss away from 0
                 t_spin_layout=layout,
             ),
             train_dataset=rows,

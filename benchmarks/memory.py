@@ -1,9 +1,9 @@
-"""A million prompts through the generation step with an engine that answers at once.
+"""Run a million prompts through the generation step with an engine that answers at once.
 
     python benchmarks/memory.py [--rows 1000000]
 
-Each stage runs in a process of its own and reports its rows per second and its peak resident
-memory, the imports of torch and Axolotl included.
+Each stage runs in a separate process and reports its rows per second and its peak resident memory,
+including the imports of torch and Axolotl.
 """
 
 import argparse
@@ -32,7 +32,7 @@ TEXT = "A farmer has 17 sheep, sells 9 of them and buys 4 more. How many sheep h
 
 
 class NullEngine:
-    """Answers each request with ids that follow from its row."""
+    """Answers each request with ids computed from its row."""
 
     name = "null"
     group_size = 64
@@ -54,7 +54,7 @@ class NullTokenizer:
 
 
 def annotated_rows(rows: int) -> Iterator[dict]:
-    """Rows as the strategies leave them: 40 to 120 tokens of prompt, 60 to 160 of response."""
+    """Yield rows like the strategies': 40 to 120 tokens of prompt, 60 to 160 of response."""
     draw = np.random.default_rng(0)
     for _ in range(rows):
         prompt, response = draw.integers(40, 120), draw.integers(60, 160)

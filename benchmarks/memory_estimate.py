@@ -1,11 +1,11 @@
-"""The memory that `axolotl t-spin plan` estimates, beside what two optimizer steps really take.
+"""Compare the memory estimate of `axolotl t-spin plan` with two measured optimizer steps.
 
     python benchmarks/memory_estimate.py
 
-Random Llamas of two sizes on the CPU, each setting in a process of its own. The peak is the
-resident memory above what torch and transformers take by themselves. Activations are also counted
-on their own: the distinct storages that autograd keeps for the backward pass, weights left out
-(not with checkpointing or all logits, where the backward pass makes more than it was left).
+Random Llamas of two sizes run on the CPU, each setting in a separate process. The peak is the
+resident memory above that of torch and transformers alone. Activations are also counted separately,
+as the distinct storages that autograd keeps for the backward pass, without weights. They are not
+counted with checkpointing or all logits, where the backward pass allocates more than was kept.
 """
 
 import ctypes
@@ -80,7 +80,7 @@ def settings_of(name: str) -> tuple[dict, Choice]:
 
 
 def resident(field: str) -> int:
-    """`VmRSS`, or `VmHWM` for the peak, of this process in bytes."""
+    """Read `VmRSS`, or `VmHWM` for the peak, of this process in bytes."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith(field)) * 1024
 
@@ -118,7 +118,7 @@ def saved_by_autograd(model: torch.nn.Module, choice: Choice) -> int:
 
 def measure(size: str, name: str, results) -> None:
     setting, choice = settings_of(name)
-    build("23M", {}), torch.ones(64, 64) @ torch.ones(64, 64)  # what the first use loads
+    build("23M", {}), torch.ones(64, 64) @ torch.ones(64, 64)  # loads what the first use needs
     before = resident("VmRSS")
     model = build(size, setting)
     model.train()
@@ -130,7 +130,7 @@ def measure(size: str, name: str, results) -> None:
     kind = torch.optim.RMSprop if setting.get("optimizer") == "rmsprop" else torch.optim.AdamW
     optimizer = kind(trained, lr=1e-6)
     with open("/proc/self/clear_refs", "w") as peak:
-        peak.write("5")  # the peak starts anew
+        peak.write("5")  # resets the peak
     for _ in range(2):
         for _ in range(setting.get("gradient_accumulation_steps", 1)):
             loss_of(model, choice).backward()
@@ -156,7 +156,7 @@ def compared(guess: int, found: int) -> list[str]:
 
 
 def main() -> None:
-    # Large tensors go back to the system when they are freed (mallopt's M_MMAP_THRESHOLD).
+    # Return large tensors to the system when they are freed (mallopt's M_MMAP_THRESHOLD).
     ctypes.CDLL("libc.so.6").mallopt(-3, 65536)
     print("| size | setting | activations, MiB | counted | error | peak, MiB | measured | error |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")

@@ -1,4 +1,4 @@
-"""A few SFT steps on GSM8K, last layers only: a policy that answers in the data's form and ends.
+"""Train a few SFT steps on GSM8K, last layers only, so that responses have the data's form and end.
 
     python benchmarks/sft.py MODEL OUT --data GSM8K/train.jsonl [--rows 96] [--skip 256]
 
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def encoded(tokenizer, row: dict) -> tuple[list[int], list[int]]:
-    """A row's token ids, and its labels: −100 on the prompt."""
+    """Encode a row as token ids and labels, −100 on the prompt."""
     messages = [
         {"role": "user", "content": row["question"]},
         {"role": "assistant", "content": row["answer"]},

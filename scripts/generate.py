@@ -1,6 +1,6 @@
 """The generation step as a script: `python scripts/generate.py run.yml`.
 
-The same as `axolotl t-spin generate run.yml`.
+It does the same as `axolotl t-spin generate run.yml`.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Makes examples/data/word_problems.jsonl: word problems with worked solutions.
+"""Make examples/data/word_problems.jsonl: word problems with worked solutions.
 
     python scripts/make_word_problems.py [--rows 256] [--seed 7] [--out FILE]
 
 Every answer is checkable: a solution's last line is `#### <number>`. The same arguments give the
-same file, byte for byte; a test holds the committed file to that.
+same file, byte for byte; a test compares the committed file.
 """
 
 import argparse
@@ -98,7 +98,7 @@ KINDS: list[Callable[[random.Random], Problem]] = [shopping, giving, walking, sh
 
 
 def make_rows(rows: int, seed: int) -> list[dict]:
-    """Conversations of one user and one assistant turn, no problem twice."""
+    """Make conversations of one user and one assistant turn, without repeated problems."""
     rng = random.Random(seed)
     made: dict[str, dict] = {}
     while len(made) < rows:

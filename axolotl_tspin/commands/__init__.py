@@ -1,4 +1,4 @@
-"""What a person types: `axolotl t-spin …`, the commands around `axolotl train`.
+"""The commands of `axolotl t-spin …`, around `axolotl train`.
 
 Imports stay inside the commands, because `axolotl --help` loads this package.
 """

@@ -1,4 +1,4 @@
-"""`export` and `import`: triplets for other tools, and from them."""
+"""`export` and `import`: exchange of triplets with other tools."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def export(config: Path, target: str, iteration: int | None, style: Any) -> None
     """Write an iteration's triplets to TARGET: *.parquet, *.jsonl or hub:<user>/<data set>.
 
     `trl` is TRL's preference format (chosen = annotated, rejected = synthetic), for data that has
-    messages in all rows or in none; `spin` is SPIN's (real, generated).
+    messages in all rows or in none. `spin` is SPIN's format (real, generated).
     """
     from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
     from axolotl_tspin.run.exporting import export as export_triplets
@@ -46,7 +46,7 @@ def export(config: Path, target: str, iteration: int | None, style: Any) -> None
 def import_(config: Path) -> None:
     """Begin CONFIG's run with the responses that its data sets already have.
 
-    Such as SPIN's public ones: their `generated` responses become iteration 0's.
+    For example, the `generated` responses of SPIN's public data sets become iteration 0's.
     """
     from axolotl_tspin.generation.importing import import_run
 

@@ -1,4 +1,4 @@
-"""`lm-eval` and `reward-check`: judges from outside."""
+"""`lm-eval` and `reward-check`: external judges of a run."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from axolotl_tspin.commands.group import AS_JSON, CONFIG, libraries_print_to_std
 def lm_eval(config: Path) -> None:
     """Run CONFIG's `lm_eval_tasks` on the policies of its run that lack them.
 
-    `run` does so after each iteration by itself, unless `lm_eval_post_train: false`.
+    `run` does so after each iteration, unless the YAML has `lm_eval_post_train: false`.
     """
     from axolotl_tspin.commands.loop import evaluate_missing
     from axolotl_tspin.resolve.yaml_file import read_yaml
@@ -31,7 +31,7 @@ def lm_eval(config: Path) -> None:
 @click.option(
     "--answer",
     metavar="REGEX",
-    help="Judge by a checkable answer: its first group (or all of it), last match, as in y.",
+    help="Judge by a checkable answer: the last match (or its first group) must equal y's.",
 )
 @click.option(
     "--scores",
@@ -73,9 +73,9 @@ def reward_check(
     table = Table(
         title=f"Training reward and judge ({checked.judge}): {checked.rows} triplets of iteration "
         f"{checked.iteration}",
-        caption="Spearman's ρ and Kendall's τ, 95% intervals by bootstrap over prompts. all "
+        caption="Spearman's ρ and Kendall's τ, with 95% intervals by bootstrap over prompts. all "
         "responses, y′ and y0: a response's reward against the judge's score, over all prompts "
-        "together; y − y′, y′ − y0: the two differences within a prompt, which the loss trains",
+        "together. y − y′, y′ − y0: the two differences within a prompt, which the loss trains",
     )
     for name in ("of", "reward"):
         table.add_column(name, no_wrap=True)

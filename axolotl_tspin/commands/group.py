@@ -1,4 +1,4 @@
-"""The group of `axolotl t-spin …`: one place that turns errors into a command's end."""
+"""The command group of `axolotl t-spin …`, which turns errors into messages and exit codes."""
 
 import contextlib
 import sys
@@ -14,7 +14,7 @@ AS_JSON = click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help="For programs: `python -m axolotl_tspin …` prints it alone, `axolotl` a logo before it.",
+    help="Print JSON. Programs should call `python -m axolotl_tspin …`: `axolotl` prints a logo.",
 )
 
 
@@ -22,8 +22,8 @@ class TSpinGroup(click.Group):
     """A group whose commands may raise the project's errors."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; TSpinError ends it as click's errors do, StepFailed with the status of the
-        step."""
+        """Run a command. TSpinError ends it as click's errors do, StepFailed with the step's exit
+        status."""
         try:
             return super().invoke(ctx)
         except TSpinError as error:
@@ -34,5 +34,5 @@ class TSpinGroup(click.Group):
 
 
 def libraries_print_to_stderr(wanted: bool) -> contextlib.AbstractContextManager[Any]:
-    """Leave stdout to the JSON that follows, if it is wanted."""
+    """Keep stdout for the JSON that follows, if JSON is wanted."""
     return contextlib.redirect_stdout(sys.stderr) if wanted else contextlib.nullcontext()

@@ -1,7 +1,7 @@
 """`axolotl t-spin run`: generate → train for every iteration that is left.
 
-Each step is the command that a user would type, in a process of its own, so that its memory is
-free for the next one and a crash takes nothing with it.
+Each step is the command that a user would type, in a separate process. Its memory is then free for
+the next step, and a crash does not affect the loop.
 """
 
 import itertools
@@ -27,15 +27,15 @@ AXOLOTL = ["-m", "axolotl.cli.main"]
 
 
 def run(config_path: Path, train_arguments: Sequence[str] = ()) -> None:
-    """Do what is left of a run. Called again after any interruption, it goes on.
+    """Do what is left of a run. After an interruption, a second call continues it.
 
     Args:
-        train_arguments: for `axolotl train`, such as `--launcher torchrun -- --nproc_per_node 8`;
-            see `generation_launcher` for what they do to the sampling.
+        train_arguments: arguments of `axolotl train`, such as `--launcher torchrun --
+            --nproc_per_node 8`; `generation_launcher` describes their effect on the sampling.
 
     Raises:
         StepFailed: a step failed.
-        TSpinError: bad configuration, or a step that ended well left its work undone.
+        TSpinError: bad configuration, or a step succeeded but left its work undone.
     """
     before: Due | None = None
     raw = read_yaml(config_path)
@@ -48,7 +48,7 @@ def run(config_path: Path, train_arguments: Sequence[str] = ()) -> None:
         if due == before:
             raise TSpinError(
                 f"iteration {due.iteration} still has its step '{due.step}' to do, although the "
-                "command ended well; with `t_spin.generation.shard` another process has the rest"
+                "command succeeded; with `t_spin.generation.shard` another process has the rest"
             )
         before = due
         last = config.iterations - 1
@@ -63,9 +63,9 @@ def run(config_path: Path, train_arguments: Sequence[str] = ()) -> None:
 def generation_launcher(
     raw: RawConfig, config: TSpinConfig, train_arguments: Sequence[str]
 ) -> list[str]:
-    """What starts the sampling processes: nothing for one process; where torchrun starts the
-    training and transformers samples, torchrun in the same way, so that every GPU samples its
-    share of the prompts."""
+    """Choose the launcher of the sampling processes: none for one process. If torchrun starts the
+    training and transformers samples, torchrun also starts the sampling, so that every GPU samples
+    its share of the prompts."""
     arguments = list(train_arguments)
     split = arguments.index("--") if "--" in arguments else len(arguments)
     options = " ".join(arguments[:split]).replace("=", " ").split()
@@ -77,7 +77,7 @@ def generation_launcher(
 
 
 def evaluate_missing(raw: RawConfig) -> int:
-    """Run the YAML's `lm_eval_tasks` on the policies that lack them; how many that were.
+    """Run the YAML's `lm_eval_tasks` on the policies that lack them; return their number.
 
     Raises:
         StepFailed: `axolotl lm-eval` failed.
@@ -104,7 +104,7 @@ def _call(*arguments: str, launcher: Sequence[str] = ()) -> None:
     shown = " ".join(["python", *launcher, *AXOLOTL] if launcher else ["axolotl"])
     shown = " ".join([shown, *arguments])
     started = time.monotonic()
-    # Axolotl starts the harness by its name.
+    # Axolotl starts the harness by name, so its folder must be in PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     command = [sys.executable, *launcher, *AXOLOTL, *arguments]
     status = subprocess.run(command, env=os.environ | {"PATH": path}).returncode

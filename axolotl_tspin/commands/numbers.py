@@ -1,4 +1,4 @@
-"""Numbers as the tables of the commands show them."""
+"""Formats of numbers in the tables of the commands."""
 
 
 def seconds(seconds: float | None) -> str:
@@ -6,7 +6,7 @@ def seconds(seconds: float | None) -> str:
 
 
 def amount(number: float) -> str:
-    """At most six characters."""
+    """Format a number in at most six characters."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
         if number >= size:
             scale = 1e3 if unit == "k" else size

@@ -1,4 +1,4 @@
-"""`plan`: what a run will do, and what it will cost."""
+"""`plan`: the work and the cost of a run."""
 
 import json
 from pathlib import Path
@@ -16,10 +16,10 @@ from axolotl_tspin.commands.numbers import amount, memory_size, seconds
 @click.option(
     "--ranks",
     type=click.IntRange(min=1),
-    help="Processes that train in data parallel. Default: as many as there are GPUs here, or 1.",
+    help="Processes that train in data parallel. Default: the number of GPUs here, or 1.",
 )
 def plan(config: Path, as_json: bool, ranks: int | None) -> None:
-    """Show what `run` would do for CONFIG and about what it would cost, without doing it."""
+    """Show what `run` would do for CONFIG, and its approximate cost, without doing it."""
     import torch
     from rich.console import Console
 
@@ -36,7 +36,7 @@ def plan(config: Path, as_json: bool, ranks: int | None) -> None:
 
 
 def as_dict(value: Any) -> Any:
-    """NamedTuples as dictionaries, all the way down."""
+    """Convert NamedTuples to dictionaries, at every depth."""
     if hasattr(value, "_asdict"):
         return {key: as_dict(item) for key, item in value._asdict().items()}
     if isinstance(value, (list, tuple)):
@@ -72,10 +72,10 @@ def _work_table(config: Path, planned: Any) -> Any:
             " → ".join(row.steps),
             amount(row.responses),
             amount(row.sampled_tokens),
-            seconds(row.samplingseconds),
+            seconds(row.sampling_seconds),
             amount(row.trained_tokens),
             amount(row.optimizer_steps),
-            seconds(row.trainingseconds),
+            seconds(row.training_seconds),
             f"{row.disk / 1e9:.2f} GB",
         )
     return table
@@ -91,7 +91,7 @@ def _memory_table(memory: Any) -> Any:
         title=f"Memory of one rank in training: {setting.name}, {_ranks(setting.ranks)}",
         caption=f"{amount(shape.parameters)} parameters, {amount(shape.trained)} trained; "
         f"largest micro-batch: {amount(batch.tokens)} tokens ({memory.choice.layout}), responses "
-        "at their limit. buffers: of communication, and weights gathered at one time. In the "
+        "at their limit. buffers: for communication, and weights gathered at a time. In the "
         "peak, gradients can take the place of activations. CUDA's own memory and fragmentation "
         "come on top",
         box=box.SIMPLE_HEAD,

@@ -12,7 +12,7 @@ from axolotl_tspin.commands.group import CONFIG
 def generate(config: Path) -> None:
     """Sample the responses that the due iteration of CONFIG's run needs.
 
-    CONFIG is the YAML that `axolotl train` takes. A stopped call is continued by the next one.
+    CONFIG is the YAML that `axolotl train` takes. After an interruption, a second call continues.
     """
     from axolotl_tspin.generation.step import generate as generate_step
 
@@ -23,8 +23,8 @@ def generate(config: Path) -> None:
         click.echo(f"{what_is_trained(config)}.")
     elif outcome.due == "generate":
         click.echo(
-            f"Iteration {outcome.iteration}: {outcome.generated} responses sampled; the rest is "
-            "other processes'. The last of them writes the triplets."
+            f"Iteration {outcome.iteration}: {outcome.generated} responses sampled; other "
+            "processes have the rest. The last of them writes the triplets."
         )
     else:
         triplets = outcome.run.iteration(outcome.iteration).triplets("train")
@@ -40,13 +40,13 @@ def generate(config: Path) -> None:
 def run(config: Path, train_arguments: tuple[str, ...]) -> None:
     """Generate and train, iteration by iteration, until CONFIG's run is done.
 
-    What follows CONFIG goes to `axolotl train`, and what follows `--` to its launcher:
+    Arguments after CONFIG go to `axolotl train`, and arguments after `--` to its launcher:
 
         axolotl t-spin run run.yml --launcher torchrun -- --nproc_per_node 8
 
-    With torchrun, transformers samples in as many processes too (vLLM has its own key for that).
+    With torchrun, transformers also samples in that many processes (vLLM has its own key for that).
 
-    Stopped at any point, a second call goes on.
+    After an interruption, a second call continues.
     """
     from axolotl_tspin.commands.loop import run as run_loop
 
@@ -66,7 +66,7 @@ def _warn_of_sampling(config: Path, number: int) -> None:
 
 
 def what_is_trained(config: Path) -> str:
-    """Of a run that has nothing left to do: a pinned iteration may be followed by others."""
+    """Describe a run that has nothing left to do; after a pinned iteration, others may be left."""
     from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
 
     settings, directory = inspect_run(read_yaml(config))

@@ -1,4 +1,4 @@
-"""`status`, `compare` and `report`: what a run has done."""
+"""`status`, `compare` and `report`: views of what a run has done."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from axolotl_tspin.commands.numbers import seconds
 @CONFIG
 @AS_JSON
 def status(config: Path, as_json: bool) -> None:
-    """Show how far CONFIG's run is."""
+    """Show the progress of CONFIG's run."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -31,7 +31,7 @@ def status(config: Path, as_json: bool) -> None:
         title=f"{directory.path}: {settings.iterations} iterations",
         caption="sampled: rows with a response of this iteration, and their tokens; steps: of the "
         "optimizer; loss and the advantages u and v (nats) as logged last; gap: log π(y) − log "
-        "π(y′) under the trained policy; kept: whether that policy is still in iteration_t/model",
+        "π(y′) under the trained policy; kept: that policy is still in iteration_t/model",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
         pad_edge=False,
@@ -70,8 +70,8 @@ def status(config: Path, as_json: bool) -> None:
 def compare(config: Path, rows: int | None) -> None:
     """Show what each trained iteration of CONFIG's run did to its triplets.
 
-    Log-probabilities (sums over a response, in nats) and advantages, the means over an
-    iteration's triplets, under the policy that it started from and under the one it trained.
+    The table has log-probabilities (sums over a response, in nats) and advantages, as means over an
+    iteration's triplets, under the policy that it started from and under the one that it trained.
     """
     from rich.console import Console
     from rich.table import Table
@@ -106,10 +106,10 @@ def compare(config: Path, rows: int | None) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("report.html"),
     show_default=True,
-    help="The page; its pictures also go into a folder beside it.",
+    help="The page; its pictures also go into a folder next to it.",
 )
 @click.option(
-    "--score", is_flag=True, help="First score trained policies that were not (loads them)."
+    "--score", is_flag=True, help="First score trained policies without scores (loads them)."
 )
 def report(configs: tuple[Path, ...], out: Path, score: bool) -> None:
     """Write a page about CONFIGS' runs, side by side: curves, tables, samples, scores, warnings."""

@@ -1,6 +1,6 @@
-"""What a run's figures are, what they warn of, and how they are shown.
+"""Figures of a run, the warnings that they lead to, and the pages that show them.
 
-`scores` (log-probabilities under the trained policy) → `figures` (of an iteration) → `findings`
-(warnings), `plots` and `report` (a page), `model_card`; beside them `evaluation` (the harness's
-scores) and `reward_check`.
+Scores (log-probabilities under the trained policy) → `figures` (of an iteration) → `findings`
+(warnings), `plots` and `report` (a page), `model_card`. `evaluation` (the harness's scores) and
+`reward_check` are separate.
 """

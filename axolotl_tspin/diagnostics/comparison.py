@@ -1,4 +1,4 @@
-"""What each iteration did: its triplets under the policy before and after the training."""
+"""Comparison of each iteration's triplets under the policies before and after its training."""
 
 from itertools import islice
 from pathlib import Path
@@ -20,8 +20,8 @@ from axolotl_tspin.run.triplets import iterate_triplets, triplets_of_rows
 class Comparison(NamedTuple):
     """Means over an iteration's triplets under one policy, in nats.
 
-    `logps` are of annotated, synthetic and proto-synthetic responses; u and v are the current and
-    the historical advantage.
+    `logps` belong to annotated, synthetic and proto-synthetic responses; u and v are the current
+    and the historical advantage.
     """
 
     iteration: int
@@ -42,7 +42,7 @@ class Sample(NamedTuple):
 
 
 def compare(config_path: Path, rows: int | None = None) -> list[Comparison]:
-    """Every trained iteration's triplets (the first `rows` of them), before and after.
+    """Compare every trained iteration's triplets (the first `rows`), before and after training.
 
     Raises:
         TSpinError: no iteration is trained yet.
@@ -60,7 +60,7 @@ def compare(config_path: Path, rows: int | None = None) -> list[Comparison]:
     ]
     if not kept:
         raise TSpinError(
-            f"`t_spin.keep_models: {plan.config.keep_models}` let the policies go that could be "
+            f"`t_spin.keep_models: {plan.config.keep_models}` deleted the policies that could be "
             "compared; two that follow each other are needed"
         )
     cfg = load_cfg(raw)
@@ -80,14 +80,14 @@ def compare(config_path: Path, rows: int | None = None) -> list[Comparison]:
 
 
 def sample_of(triplets: Path, row: int = 0) -> Sample:
-    """A row of an iteration's triplets, for a person to read."""
+    """Read a row of an iteration's triplets as text."""
     rows = iterate_triplets(triplets, list(Sample._fields))
     return Sample(**next(islice(rows, row, None)))
 
 
 def _kept_logps(run: RunDirectory, number: int, policy: str, rows: int) -> np.ndarray | None:
-    """(rows, 3) of an iteration's first triplets where they are in the run directory: scored after
-    the training, or before it as a reference."""
+    """(rows, 3) log-probabilities of an iteration's first triplets, if the run directory has them:
+    scored after the training, or before it as a reference."""
     if policy == "after":
         return logps_of_rows(kept_scores(run, number), np.arange(rows))
     reference = reference_logps(run, number)

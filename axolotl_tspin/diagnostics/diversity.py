@@ -1,4 +1,4 @@
-"""How varied responses are, as token ids (no torch, no axolotl)."""
+"""Diversity of responses, as token ids (no torch, no axolotl)."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,8 +6,8 @@ REPEATED_N = 4
 
 
 def distinct_n(responses: Iterable[Sequence[int]], n: int) -> float:
-    """Distinct n-grams over all n-grams of all responses together (Li et al., 2016); 0 where no
-    response has n tokens. It falls with the number of responses: compare equal numbers."""
+    """Compute distinct n-grams over all n-grams of all responses together (Li et al., 2016); 0 if
+    no response has n tokens. It falls with the number of responses: compare equal numbers."""
     seen: set[tuple[int, ...]] = set()
     total = 0
     for response in responses:
@@ -18,8 +18,8 @@ def distinct_n(responses: Iterable[Sequence[int]], n: int) -> float:
 
 
 def repetition(responses: Iterable[Sequence[int]]) -> float:
-    """Share of a response's 4-grams that stood in it before, the mean over the responses that have
-    any."""
+    """Compute the share of a response's 4-grams that repeat an earlier one, as the mean over the
+    responses that have any."""
     shares = []
     for response in responses:
         grams = _grams(response, REPEATED_N)

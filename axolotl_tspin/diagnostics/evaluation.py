@@ -1,9 +1,9 @@
 """Scores of lm-evaluation-harness, run through Axolotl's integration (`axolotl lm-eval`).
 
-lm_eval.yml            of the initial policy, in the run directory
+lm_eval.yml            for the initial policy, in the run directory
 lm_eval_results/       as the harness writes them
-lm_eval.json           which tasks these are of; its existence ends the evaluation
-iteration_0/lm_eval.yml, lm_eval_results/, lm_eval.json     of the policy that it trained
+lm_eval.json           the tasks of these results; its existence ends the evaluation
+iteration_0/lm_eval.yml, lm_eval_results/, lm_eval.json     for the policy that it trained
 """
 
 import json
@@ -30,7 +30,7 @@ PAPER_METRICS = {
     "leaderboard_bbh": "acc_norm,none",
     "leaderboard_ifeval": "prompt_level_strict_acc,none",
 }
-"""The paper's ten tasks (table 3) and the metric that is shown of each."""
+"""The paper's ten tasks (table 3) and the metric shown for each."""
 
 HARNESS_KEYS = (
     "lm_eval_tasks",
@@ -45,11 +45,11 @@ HARNESS_KEYS = (
     "wandb_entity",
     "wandb_name",
 )
-"""What `axolotl lm-eval` reads of a YAML, beside the model and the folder for results."""
+"""Keys that `axolotl lm-eval` reads in a YAML, besides the model and the results' folder."""
 
 
 class TaskScore(NamedTuple):
-    """One task's score; `metric` as the harness names it, metric and filter."""
+    """One task's score; `metric` is the harness's name of metric and filter."""
 
     task: str
     metric: str
@@ -60,8 +60,8 @@ class TaskScore(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """An evaluation that is to be run: `axolotl lm-eval` on `config`, then `finish`; of the initial
-    policy where `iteration` is None."""
+    """An evaluation to run: `axolotl lm-eval` on `config`, then `finish`. `iteration` is None for
+    the initial policy."""
 
     iteration: int | None
     folder: Path
@@ -83,7 +83,7 @@ class Evaluation(NamedTuple):
         keys["output_dir"] = str(self.folder)
         keys.setdefault("lm_eval_batch_size", 8)
         if not torch.cuda.is_available():
-            # Axolotl asks for float16 where it is not bfloat16, which a CPU is far slower with.
+            # Axolotl asks for float16 unless it is bfloat16, but a CPU is far slower with float16.
             keys["bf16"] = True
         if raw.get("revision_of_model") and keys["lm_eval_model"] == raw.get("base_model"):
             keys["revision"] = raw["revision_of_model"]
@@ -91,7 +91,7 @@ class Evaluation(NamedTuple):
         write_atomically(self.config, lambda temporary: temporary.write_text(text))
 
     def finish(self) -> None:
-        """Marks the evaluation done.
+        """Mark the evaluation done.
 
         Raises:
             TSpinError: the harness left no results.
@@ -105,8 +105,8 @@ class Evaluation(NamedTuple):
 
 
 def tasks_asked_for(raw: Mapping[str, Any]) -> list[str]:
-    """The YAML's `lm_eval_tasks`, unless `lm_eval_post_train: false` says that nothing is to be
-    evaluated by itself."""
+    """List the YAML's `lm_eval_tasks`, or none if `lm_eval_post_train: false` turns automatic
+    evaluation off."""
     tasks = raw.get("lm_eval_tasks") or []
     if raw.get("lm_eval_post_train") is False:
         return []
@@ -116,7 +116,7 @@ def tasks_asked_for(raw: Mapping[str, Any]) -> list[str]:
 def missing_evaluations(
     run: RunDirectory, iterations: int, initial: Policy, tasks: list[str], *, adapter: bool
 ) -> list[Evaluation]:
-    """Of the initial policy and of every trained one that is kept: those that lack these tasks."""
+    """List the evaluations that lack these tasks, of the initial policy and of the kept ones."""
     if not tasks:
         return []
     evaluations = [Evaluation(None, run.path, initial, tasks)]
@@ -129,8 +129,8 @@ def missing_evaluations(
 
 
 def harness_scores(folder: Path) -> list[TaskScore]:
-    """The scores in a folder's `lm_eval_results`, one a task (groups stand for their parts); of a
-    task that was run twice the later one."""
+    """Read the scores in a folder's `lm_eval_results`, one per task. A group replaces its parts. If
+    a task was run twice, the later score counts."""
     found: dict[str, TaskScore] = {}
     files = sorted(folder.glob("lm_eval_results/**/results_*.json"), key=lambda p: p.name)
     for path in files:
@@ -163,7 +163,7 @@ def harness_scores(folder: Path) -> list[TaskScore]:
 
 
 def _metric(task: str, results: Mapping[str, Any]) -> str | None:
-    """Which of a task's metrics is shown."""
+    """Choose the metric of a task that is shown."""
     metrics = [
         name
         for name, value in results.items()

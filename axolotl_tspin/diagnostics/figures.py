@@ -1,6 +1,6 @@
-"""The figures of one iteration: of its triplets, and of the policy that it trained.
+"""Figures of one iteration: of its triplets, and of the policy that it trained.
 
-`iteration_t/diagnostics/figures.json` keeps them, so that status and report read no tables.
+`iteration_t/diagnostics/figures.json` stores them, so status and report need not read tables.
 """
 
 import json
@@ -26,8 +26,8 @@ NORMAL_95 = 1.96
 
 
 class Sampling(BaseModel):
-    """What the generation step of an iteration sampled: responses, their tokens, and how many were
-    cut at the token limit."""
+    """Counts of an iteration's generation step: responses sampled, their tokens, and the number
+    that were cut at the token limit."""
 
     iteration: int
     sampled: int
@@ -44,16 +44,16 @@ class Sampling(BaseModel):
 
 
 class TripletFigures(BaseModel):
-    """Of an iteration's triplets.
+    """Figures of an iteration's triplets.
 
     Attributes:
-        rows: triplets looked at.
+        rows: number of triplets examined.
         tokens: mean response tokens, by response.
         same_as_annotated, same_as_proto: share of y′ = y and of y′ = y0, token for token.
         distinct: distinct-1, -2 and -3 of annotated and of synthetic responses.
-        repetition: share of repeated 4-grams within a response, of the same two.
-        foreign_anchors: proto-synthetic responses that the initial policy did not sample (of all
-            rows).
+        repetition: share of repeated 4-grams within a response, for the same two.
+        foreign_anchors: number of proto-synthetic responses that the initial policy did not sample,
+            over all rows.
     """
 
     rows: int
@@ -66,17 +66,17 @@ class TripletFigures(BaseModel):
 
 
 class PolicyFigures(BaseModel):
-    """Of an iteration's triplets under the policy that it trained; means, in nats.
+    """Figures of an iteration's triplets under the policy that it trained; means, in nats.
 
     Attributes:
-        policy: its fingerprint.
-        rows: triplets scored.
+        policy: the policy's fingerprint.
+        rows: number of triplets scored.
         logps, logps_per_token, rewards: by response.
         gap: log π(y|x) − log π(y′|x), with the ends of its 95% confidence interval (figure 7).
         table: counts of triplets [r(y) > r(y′), r(y) ≤ r(y′)] × [log π(y) > log π(y′), ≤]
             (figure 3).
-        saturated: share of triplets whose gradient is weighted by less than `SATURATED`: of the
-            current term, the historical one, and both together.
+        saturated: share of triplets whose gradient is weighted by less than `SATURATED`, for the
+            current term, the historical term, and both together.
     """
 
     policy: str
@@ -90,7 +90,7 @@ class PolicyFigures(BaseModel):
 
 
 class IterationFigures(BaseModel):
-    """One iteration's figures; `policy` is None where its triplets were not scored."""
+    """One iteration's figures; `policy` is None if its triplets were not scored."""
 
     iteration: int
     sampling: Sampling
@@ -99,7 +99,7 @@ class IterationFigures(BaseModel):
 
 
 class Method(NamedTuple):
-    """What decides rewards and gradients: α, the β in force, and ℓ."""
+    """Settings that decide rewards and gradients: α, the β in force, and ℓ."""
 
     alpha: float
     beta: float
@@ -107,7 +107,7 @@ class Method(NamedTuple):
 
 
 def sampling_figures(run: RunDirectory, number: int) -> Sampling:
-    """From the metadata of an iteration's training triplets."""
+    """Read the counts in the metadata of an iteration's training triplets."""
     metadata = read_metadata(run.iteration(number).triplets("train"), verify=False)
     return Sampling(
         iteration=number,
@@ -120,10 +120,10 @@ def sampling_figures(run: RunDirectory, number: int) -> Sampling:
 def policy_figures(
     scores: Scores, tokens: np.ndarray, method: Method, reference: np.ndarray | None = None
 ) -> PolicyFigures:
-    """The figures of scored triplets.
+    """Compute the figures of scored triplets.
 
     Args:
-        tokens: (n, 3) response tokens of the scored rows.
+        tokens: (n, 3) response token counts of the scored rows.
         reference: (n, 3) log-probabilities under the frozen policy, for the methods whose rewards
             are relative to it (eq. 3, 9).
     """
@@ -152,7 +152,7 @@ def policy_figures(
 
 
 def triplet_figures(run: RunDirectory, number: int, rows: np.ndarray) -> TripletFigures:
-    """The figures of an iteration's triplets, of the given rows."""
+    """Compute the figures of the given rows of an iteration's triplets."""
     initial = run.initial_policy()
     ids: dict[str, list[list[int]]] = {name: [] for name in RESPONSES}
     columns = [f"{name}_ids" for name in RESPONSES]
@@ -181,7 +181,7 @@ def triplet_figures(run: RunDirectory, number: int, rows: np.ndarray) -> Triplet
 
 
 def tokens_of_rows(triplets: Path, rows: np.ndarray) -> np.ndarray:
-    """(len(rows), 3) response tokens."""
+    """(len(rows), 3) response token counts."""
     with open_groups(triplets) as file:
         lengths = [
             [len(ids) for ids in file.read([f"{name}_ids"])[0].to_pylist()] for name in RESPONSES
@@ -195,7 +195,7 @@ def iteration_figures(
     """Compute an iteration's figures.
 
     Args:
-        scores: of its triplets under the policy that it trained, where there are any.
+        scores: scores of its triplets under the policy that it trained, if there are any.
     """
     triplets = run.iteration(number).triplets("train")
     rows = (
@@ -221,13 +221,14 @@ def iteration_figures(
 
 
 def method_of(run: RunDirectory, number: int, config: TSpinConfig) -> Method:
-    """The method that an iteration was trained with."""
+    """Read the method that an iteration was trained with."""
     record = run.iteration(number).training_record()
     return Method(*(record.get(name, getattr(config, name)) for name in Method._fields))
 
 
 def read_figures(run: RunDirectory, number: int) -> IterationFigures | None:
-    """An iteration's figures as they were kept; None where they were not, or by another version."""
+    """Read an iteration's stored figures; None if there are none, or if another version wrote
+    them."""
     try:
         return IterationFigures.model_validate_json(run.iteration(number).figures.read_text())
     except (OSError, ValidationError):
@@ -235,8 +236,8 @@ def read_figures(run: RunDirectory, number: int) -> IterationFigures | None:
 
 
 def run_figures(run: RunDirectory, config: TSpinConfig) -> list[IterationFigures]:
-    """Of every trained iteration; those that were not kept are computed, as far as that needs no
-    policy."""
+    """Read the figures of every trained iteration, and compute those that were not stored, as far
+    as that is possible without a policy."""
     found = []
     for number in range(config.iterations):
         if run.step_of(number).step != "done":
@@ -247,7 +248,7 @@ def run_figures(run: RunDirectory, config: TSpinConfig) -> list[IterationFigures
 
 
 def keep_figures(run: RunDirectory, number: int, config: TSpinConfig) -> None:
-    """Compute the figures of a trained iteration, with its scores if it has any, and keep them."""
+    """Compute and store the figures of a trained iteration, with its scores if it has any."""
     figures = iteration_figures(run, number, config, kept_scores(run, number))
     write_json(run.iteration(number).figures, json.loads(figures.model_dump_json()))
 

@@ -1,6 +1,6 @@
-"""Warnings that teach: what was seen in a run, what usually causes it, and the key to change.
+"""Warnings about a run, each with the observation, its usual cause, and the key to change.
 
-Every function looks at figures alone and gives a `Finding` or None.
+Every check reads only figures and returns a `Finding` or None.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ from axolotl_tspin.diagnostics.figures import (
 from axolotl_tspin.run.directory import RunDirectory
 
 HIGH_BETA = 0.1
-"""The paper's β; above it the historical term is known to take over."""
+"""The paper's β. Above it, the historical term is known to dominate."""
 
 COLLAPSE, COLLAPSE_NATS = 0.25, 0.1
-"""Collapse: log π(y|x) a token falls by this share of itself, and by so many nats."""
+"""Collapse: log π(y|x) per token falls by this share of itself, and by this many nats."""
 
 MOSTLY_SATURATED = 0.9
 MANY_CUT = 0.1
@@ -39,7 +39,7 @@ class Finding(NamedTuple):
 
 
 def cut_at_the_limit(sampling: Sampling, max_new_tokens: int) -> Finding | None:
-    """Many responses were cut at the token limit."""
+    """Warn if many responses were cut at the token limit."""
     if sampling.cut_share <= MANY_CUT:
         return None
     return Finding(
@@ -48,13 +48,13 @@ def cut_at_the_limit(sampling: Sampling, max_new_tokens: int) -> Finding | None:
         f"{sampling.cut} of {sampling.sampled} sampled responses ({sampling.cut_share:.0%}) were "
         f"cut at the limit of {max_new_tokens} tokens: the loss compares complete annotations with "
         "fragments. Usual cause: the limit is below what the model writes. Raise "
-        "`t_spin.generation.max_new_tokens` (and `sequence_len`); if a higher limit is reached as "
-        "well, the model does not end its turns: look at `chat_template` and `eot_tokens`",
+        "`t_spin.generation.max_new_tokens` (and `sequence_len`). If responses reach a higher "
+        "limit as well, the model does not end its turns: check `chat_template` and `eot_tokens`",
     )
 
 
 def length_explosion(sampling: Sampling, first: Sampling) -> Finding | None:
-    """Sampled responses are much longer than at iteration 0."""
+    """Warn if sampled responses are much longer than at iteration 0."""
     if not first.sampled or not sampling.sampled:
         return None
     ratio = sampling.mean_tokens / max(first.mean_tokens, 1)
@@ -64,14 +64,14 @@ def length_explosion(sampling: Sampling, first: Sampling) -> Finding | None:
         sampling.iteration,
         "length explosion",
         f"sampled responses have {sampling.mean_tokens:.0f} tokens on average, "
-        f"{ratio:.1f} times the {first.mean_tokens:.0f} of iteration 0. Usual cause: training "
-        "pushed the end-of-turn token down with short y′, or drove the policy too far in one "
+        f"{ratio:.1f} times the {first.mean_tokens:.0f} of iteration 0. Usual cause: training on "
+        "short y′ made the end-of-turn token less likely, or moved the policy too far in one "
         "iteration. Lower `learning_rate` or `num_epochs`, or `t_spin.alpha`",
     )
 
 
 def foreign_anchor(figures: IterationFigures) -> Finding | None:
-    """Proto-synthetic responses that θ0 did not sample."""
+    """Warn of proto-synthetic responses that θ0 did not sample."""
     count = figures.triplets.foreign_anchors
     if not count:
         return None
@@ -79,15 +79,15 @@ def foreign_anchor(figures: IterationFigures) -> Finding | None:
         figures.iteration,
         "foreign anchor",
         f"{count} proto-synthetic responses (y0) were not sampled by the policy that this run "
-        "began with. The historical term then measures progress from somewhere else, and the "
-        "wanted order y ⪰ y′ ⪰ y0 need not hold. Usual cause: imported responses, or weights that "
-        "were exchanged, accepted by `t_spin.allow_foreign: true`. Begin a run in another "
-        "`output_dir` without it, so that y0 is sampled from `base_model`",
+        "began with. The historical term then measures progress from another policy, and the "
+        "wanted order y ⪰ y′ ⪰ y0 need not hold. Usual cause: imported responses or replaced "
+        "weights, accepted by `t_spin.allow_foreign: true`. Begin a run in another `output_dir` "
+        "without it, so that y0 is sampled from `base_model`",
     )
 
 
 def annotated_below_synthetic(figures: IterationFigures, config: TSpinConfig) -> Finding | None:
-    """The trained policy finds the synthetic responses likelier than the annotated ones."""
+    """Warn if the trained policy finds synthetic responses likelier than annotated ones."""
     policy = figures.policy
     if policy is None or policy.gap[0] >= 0:
         return None
@@ -118,11 +118,12 @@ def annotated_below_synthetic(figures: IterationFigures, config: TSpinConfig) ->
 def collapse(
     figures: IterationFigures, before: PolicyFigures | None, beta: float
 ) -> Finding | None:
-    """The annotated responses lost much of their likelihood in one iteration after the first.
+    """Warn if the annotated responses lost much of their likelihood in one iteration after the
+    first.
 
     Args:
-        before: of the iteration before.
-        beta: in force in this iteration.
+        before: figures of the iteration before.
+        beta: the β in force in this iteration.
     """
     after = figures.policy
     if after is None or before is None:
@@ -140,13 +141,13 @@ def collapse(
     return Finding(
         figures.iteration,
         "collapse",
-        f"log π(y|x) fell from {then:.2f} to {now:.2f} nats a token in this iteration: the policy "
-        f"is losing what it was taught. {cause}",
+        f"log π(y|x) fell from {then:.2f} to {now:.2f} nats per token in this iteration: the "
+        f"policy is losing what it was taught. {cause}",
     )
 
 
 def saturated(iteration: int, logs: Mapping[str, Any], alpha: float) -> Finding | None:
-    """Almost no triplet has a gradient left.
+    """Warn if almost no triplet has a gradient left.
 
     Args:
         logs: an entry of the training log.
@@ -160,13 +161,13 @@ def saturated(iteration: int, logs: Mapping[str, Any], alpha: float) -> Finding 
         f"at step {logs.get('step', 0)} the gradient of {share:.0%} of the triplets was all but "
         f"zero: α·u = {logs['rewards/margins']:.1f} and α·v = "
         f"{logs['rewards/historical_margins']:.1f} saturate ℓ′ (weights below 0.01). Usual cause: "
-        "log-probabilities are sums over long responses that are told apart easily. Lower "
+        "log-probabilities are sums over long responses that are easy to distinguish. Lower "
         f"`t_spin.alpha` (now {alpha:g}) to 0.1, or stop here: these triplets teach nothing more",
     )
 
 
 def sampling_findings(sampling: Sampling, first: Sampling, config: TSpinConfig) -> list[Finding]:
-    """Of a generation step; `first` is iteration 0's."""
+    """List the warnings about a generation step; `first` is iteration 0's."""
     found = [
         cut_at_the_limit(sampling, config.generation.max_new_tokens),
         length_explosion(sampling, first),
@@ -175,7 +176,7 @@ def sampling_findings(sampling: Sampling, first: Sampling, config: TSpinConfig) 
 
 
 def findings_of_sampling(run: RunDirectory, number: int, config: TSpinConfig) -> list[Finding]:
-    """What an iteration's training triplets warn of, trained or not."""
+    """List the warnings about an iteration's training triplets, trained or not."""
     first, sampling = (sampling_figures(run, t) for t in (0, number))
     return sampling_findings(sampling, first, config)
 
@@ -186,10 +187,10 @@ def run_findings(
     betas: Sequence[float],
     config: TSpinConfig,
 ) -> list[Finding]:
-    """Of all trained iterations.
+    """List the warnings about all trained iterations.
 
     Args:
-        figures, logs, betas: of iterations 0, 1, …: figures, training log, the β in force.
+        figures, logs, betas: for iterations 0, 1, …: figures, training log, and the β in force.
     """
     found: list[Finding | None] = []
     before: PolicyFigures | None = None
@@ -206,7 +207,7 @@ def run_findings(
 
 
 def findings_of_run(run: RunDirectory, config: TSpinConfig) -> list[Finding]:
-    """The warnings of all trained iterations."""
+    """Read the run directory and list the warnings about all trained iterations."""
     figures = run_figures(run, config)
     records = [run.iteration(f.iteration).training_record() for f in figures]
     return run_findings(

@@ -20,7 +20,7 @@ LONGEST = 4096
 
 
 class JudgedTriplet(NamedTuple):
-    """What a judge sees of a triplet; `messages` is the prompt as the data set had it."""
+    """The parts of a triplet that a judge sees; `messages` is the prompt as the data set had it."""
 
     row: int
     prompt: str
@@ -31,21 +31,20 @@ class JudgedTriplet(NamedTuple):
 
 
 class Judge(Protocol):
-    """Scores responses; `name` is shown."""
+    """Scores responses; its `name` is shown to the user."""
 
     name: str
 
     def __call__(self, triplets: Sequence[JudgedTriplet]) -> np.ndarray:
-        """(n, 3) scores, higher is better, in the order of `RESPONSES`; NaN where it says
-        nothing."""
+        """(n, 3) scores, higher is better, in the order of `RESPONSES`; NaN without a judgement."""
         ...
 
 
 def judge_of(reward_model: str | None, answer: str | None, scores: Path | None) -> Judge:
-    """The judge that was asked for.
+    """Make the requested judge.
 
     Raises:
-        TSpinError: none or several were, or it cannot be made.
+        TSpinError: none or several judges are requested, or it cannot be made.
     """
     if sum(choice is not None for choice in (reward_model, answer, scores)) != 1:
         raise TSpinError("name one judge: --reward-model, --answer or --scores")
@@ -57,7 +56,7 @@ def judge_of(reward_model: str | None, answer: str | None, scores: Path | None) 
 class RewardModel:
     """A sequence classification model with one output, or two of which the last means good.
 
-    Prompt and response go through its tokenizer's chat template where it has one.
+    Prompt and response go through its tokenizer's chat template if it has one.
     """
 
     def __init__(self, model: str) -> None:
@@ -78,7 +77,7 @@ class RewardModel:
 
     def __call__(self, triplets: Sequence[JudgedTriplet]) -> np.ndarray:
         texts = [self._text(t, getattr(t, name)) for t in triplets for name in RESPONSES]
-        # Texts of like length together; equal texts (y′ = y0) once.
+        # Score texts of similar length together, and equal texts (y′ = y0) once.
         distinct = sorted(set(texts), key=len)
         scores: dict[str, float] = {}
         for start in range(0, len(distinct), BATCH):
@@ -110,10 +109,10 @@ class RewardModel:
 
 
 class Answer:
-    """1 where a response's answer is the annotated one's, else 0; NaN where that has no answer.
+    """Scores 1 if a response's answer equals the annotated one's, else 0; NaN if that has none.
 
     Args:
-        pattern: a regular expression; the answer is its first group, or all of it, at its last
+        pattern: a regular expression. The answer is the first group of its last match, or the whole
             match, without thousands separators, spaces and a final point.
     """
 
@@ -122,7 +121,9 @@ class Answer:
         try:
             self._pattern = re.compile(pattern)
         except re.error as error:
-            raise TSpinError(f"--answer {pattern!r} is no regular expression ({error})") from error
+            raise TSpinError(
+                f"--answer {pattern!r} is not a regular expression ({error})"
+            ) from error
 
     def __call__(self, triplets: Sequence[JudgedTriplet]) -> np.ndarray:
         scores = np.full((len(triplets), len(RESPONSES)), np.nan)
@@ -138,7 +139,7 @@ class Answer:
         return scores
 
     def of(self, text: str) -> str | None:
-        """A response's answer; None where it has none."""
+        """Find a response's answer; None if it has none."""
         matches = list(self._pattern.finditer(text))
         if not matches:
             return None
@@ -172,7 +173,7 @@ class ScoreColumns:
         try:
             columns = {name: table[name].cast(pa.float64()).to_numpy() for name in judged}
         except pa.ArrowInvalid as error:
-            raise TSpinError(f"--scores {path}: scores are numbers ({error})") from error
+            raise TSpinError(f"--scores {path}: scores must be numbers ({error})") from error
         missing = np.full(table.num_rows, np.nan)
         stacked = np.stack([columns.get(name, missing) for name in RESPONSES], axis=1)
         self._scores = dict(zip(table["row"].to_pylist(), stacked, strict=True))
@@ -181,5 +182,5 @@ class ScoreColumns:
         nothing = np.full(len(RESPONSES), np.nan)
         scores = np.array([self._scores.get(t.row, nothing) for t in triplets])
         if np.isnan(scores).all():
-            raise TSpinError(f"--scores {self._path} has no score of any of the rows checked")
+            raise TSpinError(f"--scores {self._path} has no score for any of the rows checked")
         return scores

@@ -1,4 +1,4 @@
-"""The model card (README.md) of a trained iteration, from what the run directory says."""
+"""Model card (README.md) of a trained iteration, from the contents of the run directory."""
 
 import json
 from typing import Any
@@ -44,8 +44,8 @@ METHODS = {
 def write_model_card(run: RunDirectory, number: int, config: TSpinConfig) -> None:
     """Write README.md into an iteration's model folder, if it still has one.
 
-    Called when the policy is saved, when the iteration is marked trained and when scores of
-    lm-evaluation-harness have come in; each time with what is known by then.
+    This is called when the policy is saved, when the iteration is marked trained, and when there
+    are new scores of lm-evaluation-harness. Each time the card holds what is known by then.
     """
     folder = run.iteration(number).model
     if folder.is_dir():
@@ -54,7 +54,7 @@ def write_model_card(run: RunDirectory, number: int, config: TSpinConfig) -> Non
 
 
 def model_card(run: RunDirectory, number: int, config: TSpinConfig) -> str:
-    """The card's text, with the hub's metadata in front."""
+    """Render the card's text, with the hub's metadata in front."""
     manifest = json.loads(run.manifest.read_text())
     identity = manifest["identity"]
     iteration = run.iteration(number)

@@ -1,4 +1,4 @@
-"""The report's pictures (matplotlib, no display needed): one or several runs on the same axes."""
+"""Pictures of the report (matplotlib, no display needed): one or several runs on the same axes."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ RUN_COLOURS = ("#2166ac", "#b2182b", "#1b7837", "#762a83", "#e08214", "#35978f")
 
 
 class RunData(NamedTuple):
-    """What is drawn of a run.
+    """Data of a run for the pictures.
 
     Attributes:
         logs: the training log of every iteration that has one.
-        scores: of lm-evaluation-harness, by iteration; −1 is the initial policy.
+        scores: scores of lm-evaluation-harness, by iteration; −1 is the initial policy.
     """
 
     name: str
@@ -33,7 +33,7 @@ class RunData(NamedTuple):
 
 
 def training_curves(runs: Sequence[RunData]) -> bytes | None:
-    """Log-likelihoods and rewards of the three responses in training (figure 3 of the paper)."""
+    """Draw log-likelihoods and rewards of the three responses in training (paper's figure 3)."""
     if not any(_steps(run, "logps/annotated")[0] for run in runs):
         return None
     figure = Figure(figsize=(1 + 4.4 * len(runs), 5.6), layout="constrained")
@@ -54,7 +54,7 @@ def training_curves(runs: Sequence[RunData]) -> bytes | None:
 
 
 def gap_per_iteration(runs: Sequence[RunData]) -> bytes | None:
-    """log π(y|x) − log π(y′|x) after each iteration, with 95% intervals (figure 7)."""
+    """Draw log π(y|x) − log π(y′|x) after each iteration, with 95% intervals (figure 7)."""
     figure, axis = _axis("after iteration", "log π(y|x) − log π(y′|x) (nats)")
     drawn = False
     for run, colour in _coloured(runs):
@@ -73,7 +73,7 @@ def gap_per_iteration(runs: Sequence[RunData]) -> bytes | None:
 
 
 def gradient_norms(runs: Sequence[RunData]) -> bytes | None:
-    """‖∇L‖ in training: of the whole loss, and of its two terms where they were measured."""
+    """Draw ‖∇L‖ in training: of the whole loss, and of its two terms if they were measured."""
     styles = {
         "grad_norm": ("whole loss", "#888888"),
         "grad_norm/current": ("current term", "#2166ac"),
@@ -101,7 +101,7 @@ def gradient_norms(runs: Sequence[RunData]) -> bytes | None:
 
 
 def saturation(runs: Sequence[RunData]) -> bytes | None:
-    """Share of triplets with (almost) no gradient left, in training."""
+    """Draw the share of triplets with (almost) no gradient left, in training."""
     if not any(_steps(run, "saturation/both")[0] for run in runs):
         return None
     figure, axis = _axis("optimizer step", "share of triplets without a gradient")
@@ -113,7 +113,7 @@ def saturation(runs: Sequence[RunData]) -> bytes | None:
 
 
 def response_statistics(runs: Sequence[RunData]) -> bytes | None:
-    """Lengths, copies, repetition and variety of the sampled responses, by iteration."""
+    """Draw lengths, copies, repetition and variety of the sampled responses, by iteration."""
     if not any(run.figures for run in runs):
         return None
     figure = Figure(figsize=(10.5, 2.9), layout="constrained")
@@ -145,7 +145,7 @@ def response_statistics(runs: Sequence[RunData]) -> bytes | None:
 
 
 def evaluation_scores(runs: Sequence[RunData]) -> bytes | None:
-    """The harness's scores by iteration, one panel a task; −1 is the initial policy."""
+    """Draw the harness's scores by iteration, one panel per task; −1 is the initial policy."""
     tasks = list(
         dict.fromkeys(s.task for run in runs for scores in run.scores.values() for s in scores)
     )
@@ -184,11 +184,11 @@ PICTURES: dict[str, Callable[[Sequence[RunData]], bytes | None]] = {
     "responses": response_statistics,
     "evaluation": evaluation_scores,
 }
-"""By the name of the PNG."""
+"""The functions that draw, by the name of their PNG."""
 
 
 def _steps(run: RunData, key: str) -> tuple[list[int], list[float], list[int]]:
-    """Steps counted through all iterations, a metric's values there, and each iteration's end."""
+    """List steps (counted through all iterations), a metric's values, and each iteration's end."""
     steps, values, ends, offset = [], [], [], 0
     for log in run.logs:
         for entry in log:

@@ -1,6 +1,6 @@
 """`axolotl t-spin report`: one self-contained HTML page, and its pictures as PNGs.
 
-Nothing is computed but what tables of the run directory say; no policy is loaded.
+Everything comes from files of the run directory; no policy is loaded.
 """
 
 import base64
@@ -31,11 +31,11 @@ from axolotl_tspin.run.tables import read_metadata
 from axolotl_tspin.run.triplets import iterate_triplets
 
 SAMPLES = 3
-"""Prompts that are followed through the iterations (table 5 of the paper)."""
+"""Number of prompts shown through all iterations (table 5 of the paper)."""
 
 
 class SampledPrompt(NamedTuple):
-    """One prompt through the run; `synthetic` holds (iteration it was sampled in, text)."""
+    """One prompt through the run; `synthetic` holds pairs (iteration that sampled it, text)."""
 
     row: int
     prompt: str
@@ -45,7 +45,7 @@ class SampledPrompt(NamedTuple):
 
 
 class RunReport(NamedTuple):
-    """A run, as the template shows it."""
+    """A run's data for the template."""
 
     data: RunData
     path: str
@@ -62,13 +62,13 @@ def write_report(configs: Sequence[Path], out: Path) -> list[Path]:
 
     Args:
         configs: the runs' YAMLs, shown side by side.
-        out: the page; the pictures go into a folder beside it, `<stem>_figures`.
+        out: the page; the pictures go into a folder next to it, `<stem>_figures`.
 
     Returns:
         The files written.
 
     Raises:
-        TSpinError: a run has no trained iteration yet, or two YAMLs stand for one run.
+        TSpinError: a run has no trained iteration yet, or a YAML is named twice.
     """
     runs = [
         report_of_run(config, name) for config, name in zip(configs, _names(configs), strict=True)
@@ -97,7 +97,7 @@ def report_of_run(config_path: Path, name: str) -> RunReport:
     """Read a run.
 
     Raises:
-        TSpinError: it has no trained iteration yet.
+        TSpinError: the run has no trained iteration yet.
     """
     raw = read_yaml(config_path)
     config, run = inspect_run(raw)
@@ -126,7 +126,7 @@ def report_of_run(config_path: Path, name: str) -> RunReport:
 
 
 def samples_of_run(run: RunDirectory, iterations: Sequence[int]) -> list[SampledPrompt]:
-    """The same few prompts in every iteration's triplets."""
+    """Read the same few prompts in every iteration's triplets."""
     columns = ["prompt", "annotated", "proto_synthetic", "synthetic", "synthetic_iteration"]
     by_iteration = [
         list(islice(iterate_triplets(run.iteration(t).triplets("train"), columns), SAMPLES))
@@ -135,7 +135,7 @@ def samples_of_run(run: RunDirectory, iterations: Sequence[int]) -> list[Sampled
     samples = []
     for row, versions in enumerate(zip(*by_iteration, strict=True)):
         first = versions[0]
-        # A prompt that was not selected keeps its response: shown once.
+        # A prompt that was not selected keeps its response, which is shown once.
         synthetic = dict.fromkeys((v["synthetic_iteration"], v["synthetic"]) for v in versions)
         samples.append(
             SampledPrompt(
@@ -150,7 +150,7 @@ def samples_of_run(run: RunDirectory, iterations: Sequence[int]) -> list[Sampled
 
 
 def shown_settings(raw: Any, config: TSpinConfig) -> dict[str, Any]:
-    """The settings that decide a run's outcome, as YAML."""
+    """Collect the settings that decide a run's result, as YAML."""
     keys = (
         "base_model",
         "adapter",
@@ -187,7 +187,7 @@ def shown_settings(raw: Any, config: TSpinConfig) -> dict[str, Any]:
 
 
 def provenance_of_run(run: RunDirectory, iterations: Sequence[int]) -> dict[str, str]:
-    """Versions, and what made the responses and policies."""
+    """Collect versions, and the origin of the responses and policies."""
     manifest = json.loads(run.manifest.read_text())
     rows = {"initial policy": manifest["initial_policy"]}
     for t in iterations:
@@ -210,7 +210,7 @@ def _write_bytes(content: bytes, path: Path) -> None:
 
 
 def _names(configs: Sequence[Path]) -> list[str]:
-    """Short distinct names of runs: the YAMLs' stems, or their paths where stems are alike."""
+    """Give runs short distinct names: the YAMLs' stems, or their paths if stems are equal."""
     if len({config.resolve() for config in configs}) < len(configs):
         raise TSpinError("one YAML is named twice; name each run once")
     stems = [config.stem for config in configs]

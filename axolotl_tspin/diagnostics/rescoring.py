@@ -1,4 +1,4 @@
-"""Scores that a training did not leave: policies are loaded, one after another, as for sampling."""
+"""Scoring after the training; policies are loaded one after another, as for sampling."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ LOG = get_logger(__name__)
 
 
 def score_missing(config_path: Path) -> list[int]:
-    """Score the triplets of trained iterations that lack it and whose policy is kept.
+    """Score the triplets of trained iterations without scores whose policy is kept.
 
     Returns:
         The iterations that were scored.
@@ -41,8 +41,8 @@ def score_missing(config_path: Path) -> list[int]:
             continue
         if not iteration.model.exists():
             LOG.warning(
-                "T-SPIN: iteration %s was not scored, and `t_spin.keep_models: %s` let its policy "
-                "go",
+                "T-SPIN: iteration %s was not scored, and `t_spin.keep_models: %s` deleted its "
+                "policy",
                 number,
                 config.keep_models,
             )
@@ -66,7 +66,7 @@ def policy_logps(
     """(len(triplets), 3) response log-probabilities under a policy, float64.
 
     Args:
-        cfg: a validated configuration of the generation step; its model is exchanged.
+        cfg: a validated configuration of the generation step; its model is replaced.
         adapter: the YAML's `adapter`.
     """
     cfg.base_model = policy.base_model

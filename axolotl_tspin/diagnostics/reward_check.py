@@ -1,8 +1,8 @@
-"""Does the training reward mean what an independent judge calls good?
+"""Check whether the training reward agrees with an independent judge.
 
-The reward is the method's: α·log π(z|x), or relative to the frozen policy (eq. 3, 9), of an
+The reward is the method's: α·log π(z|x), or relative to the frozen policy (eq. 3, 9), for an
 iteration's triplets under the policy that it trained. A log-probability falls with a response's
-length, so that both the sum, which is trained, and its mean over tokens are compared.
+length. Therefore both the sum, which is trained, and its mean over tokens are compared.
 """
 
 import math
@@ -29,9 +29,15 @@ SEED = 0
 
 
 class Correlation(NamedTuple):
-    """Of rewards and judgements; `of` says of which responses or differences, `reward` whether as
-    trained ("sum") or a token. Low and high are the ends of 95% bootstrap intervals; NaN where
-    rewards or judgements are all the same."""
+    """Correlation of rewards and judgements.
+
+    Attributes:
+        of: the responses or differences that are correlated.
+        reward: "sum", as trained, or "per token".
+        n: number of judged values.
+        spearman_low, spearman_high, kendall_low, kendall_high: ends of 95% bootstrap intervals. All
+            figures are NaN if rewards or judgements are all the same.
+    """
 
     of: str
     reward: str
@@ -45,7 +51,7 @@ class Correlation(NamedTuple):
 
 
 class RewardCheck(NamedTuple):
-    """`rows` triplets of an iteration, and the correlations that they gave."""
+    """Correlations over `rows` triplets of an iteration."""
 
     judge: str
     iteration: int
@@ -59,8 +65,8 @@ def check_rewards(
     """Correlate a run's training reward with a judge.
 
     Args:
-        iteration: default: the last one that is trained.
-        rows: only the first scored triplets.
+        iteration: the iteration; by default the last trained one.
+        rows: use only this many of the first scored triplets.
 
     Raises:
         TSpinError: the iteration is not trained, or not scored.
@@ -101,7 +107,7 @@ def check_rewards(
 def correlations(
     rewards: np.ndarray, tokens: np.ndarray, judgements: np.ndarray
 ) -> list[Correlation]:
-    """Of responses pooled, and of the differences within a prompt that the loss trains.
+    """Correlate pooled responses, and the differences within a prompt that the loss trains.
 
     Args:
         rewards, tokens, judgements: (n, 3) in the order of `RESPONSES`; judgements may be NaN.
@@ -118,7 +124,7 @@ def correlations(
             "y′ − y0": (values[:, 1:2] - values[:, 2:], judgements[:, 1:2] - judgements[:, 2:]),
         }
         if _is_constant(judgements[:, 0]):
-            # A judge that measures against y says nothing of y itself.
+            # A judge that measures against y says nothing about y itself.
             del groups["all responses"]
         for of, (x, y) in groups.items():
             judged = ~np.isnan(y).all(axis=1)
@@ -130,11 +136,12 @@ def correlations(
 
 
 def _correlation(of: str, reward: str, x: np.ndarray, y: np.ndarray) -> Correlation:
-    """Of (prompts, k) values; prompts are resampled whole, as their responses belong together."""
+    """Correlate (prompts, k) values. Whole prompts are resampled, as their responses belong
+    together."""
     generator = np.random.default_rng(SEED)
     draws = generator.integers(0, len(x), (RESAMPLES, len(x)))
     figures: list[float] = []
-    # Asymptotic: its p-value, which nobody reads here, is not counted out exactly.
+    # "asymptotic" avoids the costly exact p-value, which is not used here.
     for statistic in (spearmanr, partial(kendalltau, method="asymptotic")):
         resampled = np.array([_pooled(statistic, x[draw], y[draw]) for draw in draws])
         # A draw with a constant side has no correlation.

@@ -1,4 +1,4 @@
-"""What a run directory holds: one line an iteration, finished or in the middle."""
+"""Status of a run directory: one line per iteration, finished or in progress."""
 
 from typing import Any, NamedTuple
 
@@ -17,17 +17,17 @@ class IterationStatus(NamedTuple):
 
     Attributes:
         step: "generate", "train" or "done".
-        rows, sampled: prompts, and those with a response sampled in this iteration so far.
-        tokens: of these responses.
-        generation_seconds: spent on finished blocks.
-        training: optimizer steps done, of how many.
-        loss, current_advantage, historical_advantage: as logged last (advantages in nats).
-        training_seconds: of the last call that trained.
+        rows, sampled: number of prompts, and of responses sampled in this iteration so far.
+        tokens: number of tokens of these responses.
+        generation_seconds: seconds spent on finished blocks.
+        training: optimizer steps done, and steps in all.
+        loss, current_advantage, historical_advantage: values logged last (advantages in nats).
+        training_seconds: seconds of the last call that trained.
         policy: the trained policy's fingerprint.
         gap: log π(y|x) − log π(y′|x) under the trained policy, the mean over the scored triplets.
-        saturated: the share of triplets without a gradient, as logged last.
-        scores: of lm-evaluation-harness, by task.
-        warnings: what the iteration's figures warn of.
+        saturated: share of triplets without a gradient, as logged last.
+        scores: scores of lm-evaluation-harness, by task.
+        warnings: texts of the warnings about the iteration.
     """
 
     iteration: int
@@ -51,7 +51,7 @@ class IterationStatus(NamedTuple):
 
 
 def run_status(run: RunDirectory, config: TSpinConfig) -> list[IterationStatus]:
-    """Every iteration that has begun, and the one that is due."""
+    """List the status of every iteration that has begun, and of the one that is due."""
     due = run.due(config.iterations)
     findings = findings_of_run(run, config)
     untrained = run.iteration(due.iteration).triplets("train").exists() and due.step != "done"

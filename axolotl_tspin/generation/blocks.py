@@ -1,8 +1,8 @@
-"""Who samples which block, and where responses wait until their block is complete.
+"""Blocks of rows: their locks, and their journals of responses until a block is complete.
 
 A process holds a block's lock while it works on it. Responses go into the block's journal as soon
-as the engine gives them, one checksummed line each, so that a killed process loses none; when all
-are there they become the block's parquet file and the journal goes.
+as the engine gives them, one checksummed line each, so a killed process loses none. When all are
+there, they become the block's Parquet file and the journal is deleted.
 """
 
 import contextlib
@@ -38,13 +38,13 @@ def claim_blocks(
     made_with: Mapping[str, Any],
     shard: Shard,
 ) -> Iterator["Block"]:
-    """This shard's blocks that are not complete, each locked as it is taken.
+    """Yield this shard's incomplete blocks, each locked as it is taken.
 
-    Blocks that another process holds are passed over.
+    Blocks that another process holds are skipped.
 
     Args:
         needed: (rows,) bool, the rows to sample.
-        made_with: what all responses of the folder must have been made with.
+        made_with: settings that all responses of the folder must have been made with.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number, rows in _rows_needed(prompts, needed, prompts.blocks[shard.number :: shard.total]):
@@ -62,10 +62,10 @@ def claim_blocks(
 
 
 def is_complete(path: Path, rows: list[int], made_with: Mapping[str, Any]) -> bool:
-    """Whether a block's file holds the responses to these rows; a damaged file is put aside.
+    """True if a block's file holds the responses to these rows; a damaged file is put aside.
 
     Raises:
-        TSpinError: its responses were made with something else.
+        TSpinError: its responses were made with other settings.
     """
     if not path.exists():
         return False
@@ -75,13 +75,13 @@ def is_complete(path: Path, rows: list[int], made_with: Mapping[str, Any]) -> bo
         aside = path.with_name(path.name + ".damaged")
         with contextlib.suppress(FileNotFoundError):  # another process has put it aside
             path.replace(aside)
-        LOG.warning("%s; it is now %s, and its rows are made again", error, aside.name)
+        LOG.warning("%s; it is now %s, and its rows are sampled again", error, aside.name)
         return False
     _check_made_with(path, metadata["made_with"], made_with)
     if table["row"].to_pylist() != rows:
         raise TSpinError(
             f"{path} holds other rows than the run needs of this block; move it away to sample "
-            "them anew"
+            "them again"
         )
     return True
 
@@ -89,23 +89,23 @@ def is_complete(path: Path, rows: list[int], made_with: Mapping[str, Any]) -> bo
 def all_complete(
     folder: Path, prompts: Prompts, needed: np.ndarray, made_with: Mapping[str, Any]
 ) -> bool:
-    """Whether all blocks are complete, those of other shards too; damaged ones are put aside.
+    """True if all blocks are complete, also those of other shards; damaged ones are put aside.
 
     Raises:
         TSpinError: as for `is_complete`.
     """
     blocks = [(block_path(folder, n), rows) for n, rows in _rows_needed(prompts, needed)]
     if not all(path.exists() for path, _ in blocks):
-        return False  # told before any is read
-    # All of them, so that one call finds every damaged one.
+        return False  # without reading any
+    # Check all of them, so that one call finds every damaged one.
     return all([is_complete(path, rows, made_with) for path, rows in blocks])
 
 
 class Block:
-    """A block in work: its lock is held, its journal open.
+    """A block in progress: its lock is held, its journal open.
 
     Args:
-        path: of the finished block.
+        path: path of the finished block.
         rows: the rows to sample.
         made_with: as for `claim_blocks`.
     """
@@ -132,7 +132,7 @@ class Block:
         return [row for row in self.rows if row not in self._responses]
 
     def add(self, responses: list[dict[str, Any]]) -> int:
-        """Keep responses (under RESPONSES_SCHEMA) from here on; how many of them are new."""
+        """Write responses (under RESPONSES_SCHEMA) to the journal; return how many are new."""
         new = [r for r in responses if r["row"] not in self._responses]
         self._append(*({"response": response} for response in new))
         self._responses |= {r["row"]: r for r in new}
@@ -142,7 +142,7 @@ class Block:
         """Write the complete block and end the work on it.
 
         Args:
-            seconds: of sampling that this block took.
+            seconds: seconds that this block's sampling took.
         """
         assert not self.missing
         table = pa.Table.from_pylist(
@@ -160,11 +160,11 @@ class Block:
         _end(self.path, self._lock)
 
     def leave(self) -> None:
-        """Stop the work on the block; what is in the journal stays."""
-        # What a full disk did not take was refused when it was added.
+        """Stop the work on the block; the journal stays."""
+        # `_append` has already raised for anything that a full disk did not take.
         with contextlib.suppress(OSError):
             self._file.close()
-        # Its file stays: were it unlinked, two processes could hold locks of the same name.
+        # The lock's file stays: if it were deleted, two processes could hold locks of its name.
         self._lock.release()
 
     def _append(self, *records: dict[str, Any]) -> None:
@@ -175,17 +175,17 @@ class Block:
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise TSpinError(
-                    f"{self.journal}: the disk is full. All responses before are kept; make room "
+                    f"{self.journal}: the disk is full. All earlier responses are kept; make room "
                     "and run the same command again"
                 ) from error
             raise
 
 
 def read_journal(path: Path, made_with: Mapping[str, Any]) -> tuple[dict[int, dict[str, Any]], int]:
-    """What a stopped process left: responses by row, and the length of the part that is whole.
+    """Read what a stopped process left: responses by row, and the length of the intact part.
 
     Raises:
-        TSpinError: the responses were made with something else.
+        TSpinError: the responses were made with other settings.
     """
     responses: dict[int, dict[str, Any]] = {}
     intact = 0
@@ -195,7 +195,7 @@ def read_journal(path: Path, made_with: Mapping[str, Any]) -> tuple[dict[int, di
         for line in file:
             record = _record(line)
             if record is None or (intact == 0) != ("made_with" in record):
-                LOG.warning("%s ends in a torn line; what follows is made again", path)
+                LOG.warning("%s ends in a torn line; what follows is sampled again", path)
                 break
             if "made_with" in record:
                 _check_made_with(path, record["made_with"], made_with)
@@ -206,7 +206,7 @@ def read_journal(path: Path, made_with: Mapping[str, Any]) -> tuple[dict[int, di
 
 
 def rows_done(folder: Path) -> tuple[int, int]:
-    """How many rows a folder of responses holds so far, and their tokens (journals included)."""
+    """Count the rows that a folder of responses holds, and their tokens (journals included)."""
     rows = tokens = 0
     for path in sorted(folder.glob("block_*.parquet")):
         # A damaged block's rows are not done; `is_complete` deals with it.
@@ -225,7 +225,7 @@ def rows_done(folder: Path) -> tuple[int, int]:
 def _rows_needed(
     prompts: Prompts, needed: np.ndarray, blocks: Iterable[int] | None = None
 ) -> Iterator[tuple[int, list[int]]]:
-    """The numbers of the blocks (of all, by default) that have rows to sample, with these."""
+    """Yield the blocks (of all, by default) that have rows to sample, with these rows."""
     for number in prompts.blocks if blocks is None else blocks:
         rows = [row for row in prompts.rows_of(number) if needed[row]]
         if rows:
@@ -238,7 +238,7 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """A journal's line, or None if it is torn."""
+    """Read a journal's line; None if it is incomplete."""
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(text):
         return None
@@ -251,12 +251,12 @@ def _check_made_with(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, A
             raise TSpinError(
                 f"{path}: its responses were made with {key} = {theirs.get(key)!r}, and the run "
                 f"now has {value!r}. Set it back to go on, or move the folder {path.parent} away "
-                "to generate anew; nothing was changed"
+                "to sample them again; nothing was changed"
             )
 
 
 def _end(path: Path, lock: filelock.BaseFileLock) -> None:
-    """Clear away what the work on a complete block needed, and what killed processes left."""
+    """Delete the working files of a complete block, and those that killed processes left."""
     path.with_suffix(".journal").unlink(missing_ok=True)
     for temporary in path.parent.glob(f".{path.name}.*.tmp"):
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Beginning a run with responses that others sampled (`axolotl t-spin import`)."""
+"""Start of a run from responses that others sampled (`axolotl t-spin import`)."""
 
 import importlib.metadata
 import shutil
@@ -28,8 +28,8 @@ LOG = get_logger(__name__)
 def import_run(config_path: str | Path) -> RunDirectory:
     """Freeze the prompts of data that already has responses, and make these iteration 0's.
 
-    Nothing proves which policy sampled them: they are recorded as foreign, and training takes
-    them with `t_spin.allow_foreign: true` alone. Iteration 1 samples as usual.
+    Nothing proves which policy sampled them, so they are recorded as foreign, and training accepts
+    them only with `t_spin.allow_foreign: true`. Iteration 1 samples as usual.
 
     Args:
         config_path: the YAML; its data sets hold the responses, as SPIN's public ones do.

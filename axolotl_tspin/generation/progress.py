@@ -1,4 +1,4 @@
-"""What a person sees of the sampling: rows, tokens per second, time left."""
+"""Progress display of the sampling: rows, tokens per second, time left."""
 
 import time
 from typing import Self
@@ -13,11 +13,11 @@ SECONDS_BETWEEN_LOGS = 30.0
 
 
 class Progress:
-    """A progress bar on a terminal, a line every half minute in a log.
+    """Progress bar on a terminal, or a line every half minute in a log.
 
     Args:
-        total: rows in all.
-        done: rows that an earlier call sampled.
+        total: number of rows in all.
+        done: number of rows that an earlier call sampled.
     """
 
     def __init__(self, total: int, done: int = 0) -> None:

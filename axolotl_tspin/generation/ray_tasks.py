@@ -21,12 +21,16 @@ def run_on_ray(
     config: GenerationConfig,
     cfg: Any,
 ) -> int:
-    """Sample with `workers` tasks (Axolotl's `ray_num_workers`), one shard each; how many
-    responses that were. Ray places the tasks; all nodes see the run directory.
+    """Sample with `workers` tasks (Axolotl's `ray_num_workers`), one shard each.
+
+    Ray places the tasks; all nodes must see the run directory.
 
     Args:
-        sample_shard: does a shard's work, given the YAML; how many responses that were.
-        cfg: Axolotl's validated configuration; `resources_per_worker` is what a task asks for.
+        sample_shard: does a shard's work, given the YAML, and returns its number of responses.
+        cfg: Axolotl's validated configuration; a task asks for `resources_per_worker`.
+
+    Returns:
+        The number of responses.
     """
     if not ray.is_initialized():
         ray.init()
@@ -39,7 +43,7 @@ def run_on_ray(
         "num_gpus": 0 if config.backend == "server" else gpus,
         "num_cpus": resources.pop("CPU", 1),
         "resources": resources,
-        # A second attempt is the user's: what a task sampled is kept.
+        # The user starts a second attempt; what a task sampled is kept.
         "max_retries": 0,
     }
     LOG.info("T-SPIN: %s Ray tasks sample", workers)
@@ -62,6 +66,6 @@ def run_on_ray(
 def _in_folder(
     sample_shard: Callable[[str, Shard], int], config_path: str, shard: Shard, folder: str
 ) -> int:
-    """One task; relative paths in the YAML mean what they mean to the driver."""
+    """Run one task in the driver's folder, so that relative paths in the YAML stay valid."""
     os.chdir(folder)
     return sample_shard(config_path, shard)

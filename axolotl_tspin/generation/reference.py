@@ -1,8 +1,9 @@
 """Log-probabilities of an iteration's triplets under the frozen policy that it starts from.
 
-Methods with a reference (SPIN, eq. 3; T-SPIN_ref, eq. 9) read them as columns, so that their
-training holds one model, as T-SPIN's does. They are computed once, in the generation step, block
-by block: a process takes the blocks that no other one holds, and what a killed one left is kept.
+Methods with a reference (SPIN, eq. 3; T-SPIN_ref, eq. 9) read them as columns, so their training
+holds only one model, as T-SPIN's does. They are computed once, in the generation step, block by
+block. A process takes the blocks that no other process holds; finished blocks of a killed process
+are kept.
 """
 
 import contextlib
@@ -37,12 +38,14 @@ LOG = get_logger(__name__)
 def write_references(
     plan: GenerationPlan, fingerprint: str, load: Callable[[], LoadedPolicy]
 ) -> bool:
-    """Compute what the due iteration lacks; whether all is there now (else another process has
-    blocks in work).
+    """Compute the reference log-probabilities that the due iteration lacks.
 
     Args:
-        fingerprint: of the policy.
-        load: loads it, called where something is to be computed.
+        fingerprint: fingerprint of the policy.
+        load: loads the policy; called only if something has to be computed.
+
+    Returns:
+        True if all are there now; False if another process has blocks in progress.
     """
     loaded = functools.cache(load)
 
@@ -59,11 +62,14 @@ def write_references(
 def write_reference(
     path: Path, triplets: Path, prompts: Prompts, fingerprint: str, score: Score
 ) -> bool:
-    """The log-probabilities of one file of triplets; whether they are all in `path` now.
+    """Compute the log-probabilities of one file of triplets.
 
     Args:
-        prompts: the ones that the triplets answer.
-        fingerprint: of the policy that scores.
+        prompts: the prompts of the triplets.
+        fingerprint: fingerprint of the policy that scores.
+
+    Returns:
+        True if they are all in `path` now.
 
     Raises:
         DamagedTable: the triplets are missing or were altered.
@@ -72,7 +78,7 @@ def write_reference(
     if _is_intact(path, metadata):
         return True
     if path.exists():
-        LOG.warning("%s is damaged, or of other triplets or another policy: made again", path)
+        LOG.warning("%s is damaged, or of other triplets or another policy: recomputed", path)
         path.unlink()
     read_metadata(triplets)
     started, scored = time.monotonic(), 0

@@ -1,4 +1,4 @@
-"""One split of the data in the due iteration: what is sampled, and into which files."""
+"""Sampling of one split of the data in the due iteration."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ LOG = get_logger(__name__)
 
 
 class SplitSampling:
-    """One split's rows in the due iteration: which are sampled, with what, into which files."""
+    """One split in the due iteration: its rows to sample, their settings and their files."""
 
     def __init__(self, plan: GenerationPlan, cfg: Any, split: str, policy: str) -> None:
         self.plan = plan
@@ -64,7 +64,7 @@ class SplitSampling:
         return needed_rows(self.prompts, self.sampled, self.first)
 
     def select(self, policy: Callable[[], LoadedPolicy]) -> None:
-        """Choose the rows to sample, once an iteration."""
+        """Choose the rows to sample, once per iteration."""
         if self.settings.select == "all" or self.number == 0:
             return
         path = self.iteration.selection(self.name)
@@ -104,10 +104,10 @@ class SplitSampling:
         )
 
     def requests(self, block: Block, group_size: int, eos: int | None) -> Iterator[list[Request]]:
-        """The groups of a block that lack a response.
+        """Yield the groups of a block that lack a response.
 
-        Groups are fixed by prompts and group size alone: the longest prompts first, so that
-        memory runs out at once or not at all, and prompts of like length together.
+        Groups depend only on prompts and group size. The longest prompts come first, so that
+        memory runs out at once or not at all, and prompts of similar length go together.
         """
         table = self.prompts.read(self.prompts.block_of(block.rows[0]), ["prompt_ids", "end_id"])
         start = self.prompts.rows_of(self.prompts.block_of(block.rows[0])).start
@@ -137,8 +137,8 @@ class SplitSampling:
     def record(
         self, request: Request, response: Response, engine: str, tokenizer: Any, prompt_hash: str
     ) -> dict[str, Any]:
-        """A response under RESPONSES_SCHEMA. Its tokens end with the template's end-of-turn token,
-        whichever stop token was sampled."""
+        """Make a response's record under RESPONSES_SCHEMA. Its tokens end with the template's
+        end-of-turn token, whichever stop token was sampled."""
         ended = response.finish_reason == "stop"
         sampling = {
             "temperature": self.settings.temperature,
@@ -160,15 +160,16 @@ class SplitSampling:
         }
 
     def is_sampled(self) -> bool:
-        """Whether all blocks are complete, whichever process made them; damaged ones are put aside.
+        """True if all blocks are complete, also those of other processes; damaged ones are put
+        aside.
 
         Raises:
-            TSpinError: the responses of some were made with other settings than this process's.
+            TSpinError: responses were made with other settings than this process's.
         """
         return all_complete(self.folder, self.prompts, self.needed, self.made_with)
 
     def assemble(self) -> None:
-        """Write the triplets, if no other process has."""
+        """Write the triplets, unless another process has done so."""
         triplets = self.iteration.triplets(self.name)
         triplets.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(triplets.with_name(f".{self.name}.lock")):
@@ -188,11 +189,10 @@ class SplitSampling:
             except DamagedTable as error:
                 raise TSpinError(
                     f"{error}. If it is a file of this iteration's responses, run the same command "
-                    "again: its rows are made anew. Triplets of an earlier iteration hold "
-                    "responses that are never made anew: restore them from a copy, or move them "
-                    "and the trained.json beside them away, run `axolotl t-spin generate`, which "
-                    "puts them together again from that iteration's responses, and put "
-                    "trained.json back"
+                    "again: its rows are sampled again. Responses of an earlier iteration's "
+                    "triplets are never sampled again: restore the file from a copy. Or move it "
+                    "and its iteration's trained.json away, run `axolotl t-spin generate`, which "
+                    "rebuilds it from that iteration's responses, and put trained.json back"
                 ) from error
         LOG.info(
             "T-SPIN: %s: %s sampled, %s kept from the iteration before, %s copied from a row with "
@@ -205,12 +205,12 @@ class SplitSampling:
         )
 
     def _seed(self, row: int) -> int:
-        """A row's sampling seed, from the run's seed, the iteration, the split and the row."""
+        """Derive a row's sampling seed from the run's seed, the iteration, the split, the row."""
         return int(digest([self.seed, self.number, self.name, row]), 16) % 2**31
 
 
 def sample_split(split: SplitSampling, shard: Shard, load: Callable[[], tuple[Engine, Any]]) -> int:
-    """Sample the missing rows of this shard's blocks; how many responses that were."""
+    """Sample the missing rows of this shard's blocks; return the number of responses."""
     blocks = claim_blocks(split.folder, split.prompts, split.needed, split.made_with, shard)
     first = next(blocks, None)
     if first is None:

@@ -1,6 +1,6 @@
-"""Which prompts get a new synthetic response (`t_spin.generation.select`).
+"""Selection of the prompts that get a new synthetic response (`t_spin.generation.select`).
 
-The others keep the response, with its provenance, that they had in the iteration before.
+The others keep their response of the iteration before, with its provenance.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ SELECTION_SCHEMA = pa.schema({"row": pa.int64(), "selected": pa.bool_(), "advant
 
 
 def read_selection(path: Path, prompts: Prompts) -> np.ndarray | None:
-    """(rows,) bool: what was selected before; None where nothing was or the file is damaged."""
+    """(rows,) bool: the stored selection; None if there is none or the file is damaged."""
     try:
         table, metadata = read_table(path)
     except DamagedTable:
@@ -44,8 +44,8 @@ def select_rows(
     Args:
         config: `select` is "fraction" or "advantage".
         advantages: (rows,) current advantages u of the last triplets under the policy that the
-            iteration starts from, in nats, for "advantage". Where u is largest, the triplet has
-            least left to teach.
+            iteration starts from, in nats, for "advantage". A triplet with a large u has little
+            left to teach.
     """
     count = max(1, round(config.fraction * prompts.rows))
     if advantages is None:

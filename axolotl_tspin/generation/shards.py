@@ -1,4 +1,4 @@
-"""Which share of the blocks a process samples, where many work on one run directory."""
+"""Shares of the blocks, for processes that sample together in one run directory."""
 
 import os
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ class Shard(NamedTuple):
 
 
 def this_shard(setting: str | None, environment: Mapping[str, str] = os.environ) -> Shard:
-    """The share of this process: `t_spin.generation.shard`, or torchrun's or SLURM's.
+    """Find this process's share: `t_spin.generation.shard`, or torchrun's or SLURM's.
 
-    SLURM counts only inside a job step (`srun`): a batch script itself also sees the number of
-    tasks, but there is one of it.
+    SLURM's counts only inside a job step (`srun`). A batch script also sees the number of tasks,
+    but it is a single process.
     """
     if setting:
         number, total = setting.split("/")

@@ -1,4 +1,4 @@
-"""The generation step: from the YAML to the complete triplets of the due iteration."""
+"""The generation step, from the YAML to the complete triplets of the due iteration."""
 
 import contextlib
 import functools
@@ -36,10 +36,10 @@ LOG = get_logger(__name__)
 
 
 class Outcome(NamedTuple):
-    """What a call of the generation step came to.
+    """Result of a call of the generation step.
 
-    `due` is "generate" where other processes still have a part of the work; `assembled` says
-    that all triplets are there since this call.
+    `due` is "generate" while other processes still work; `assembled` is True if this call
+    completed the triplets.
     """
 
     run: RunDirectory
@@ -53,20 +53,20 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
     """Sample what the due iteration needs, write its triplets, and for methods with a reference
     their log-probabilities.
 
-    Stopped at any point, a second call goes on where the first one was and gives what an
-    uninterrupted call would have given. Any number of processes may work on one run directory;
-    the one that finds all blocks complete writes the triplets.
+    A call that was stopped at any point is continued by the next one, with the same result as an
+    uninterrupted call. Any number of processes may work on one run directory; the one that finds
+    all blocks complete writes the triplets.
 
     Args:
         config_path: the YAML that `axolotl train` takes.
         shard: this process's share, instead of the YAML's or the environment's.
 
     Raises:
-        TSpinError: bad configuration, data or run directory; nothing already made is lost.
+        TSpinError: bad configuration, data or run directory; nothing sampled is lost.
     """
     raw = read_yaml(config_path)
     use_ray, workers = bool(raw.use_ray) and shard is None, raw.ray_num_workers or 1
-    # A task settles dtypes on its own machine; Axolotl leaves them open on a driver.
+    # Each task decides dtypes on its own machine; Axolotl leaves them open on a Ray driver.
     raw["use_ray"] = use_ray
     plan = prepare_generation(raw)
     if plan.due.step != "generate":
@@ -75,7 +75,7 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
     cfg = load_cfg(raw)
     with freeze_lock(plan.run):
         if plan.run.exists():
-            # Perhaps begun after our first look, by a process with another YAML.
+            # A process with another YAML may have begun it since `prepare_generation` looked.
             plan.run.check_identity(plan.identity)
         else:
             freeze(plan, cfg)
@@ -113,11 +113,11 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
     if unfinished:
         done = sum(rows_done(split.folder)[0] for split in splits)
         wanted = sum(int(split.needed.sum()) for split in splits)
-        LOG.info("T-SPIN: %s of %s rows sampled; the rest is other processes'", done, wanted)
+        LOG.info("T-SPIN: %s of %s rows sampled; other processes have the rest", done, wanted)
         return Outcome(plan.run, plan.due.iteration, "generate", generated)
     for split in splits:
         split.assemble()
-    gc.collect()  # the engine's memory is the scoring policy's now
+    gc.collect()  # frees the engine's memory for the scoring policy
     complete = write_references(plan, fingerprint, lambda: load_policy(cfg))
     return Outcome(
         plan.run,
@@ -133,21 +133,21 @@ def _generate_shard(config_path: str, shard: Shard) -> int:
 
 
 def freeze_lock(run: RunDirectory) -> filelock.FileLock:
-    """Held by the one process that begins a run."""
+    """Make the lock that a process holds while it begins a run."""
     return filelock.FileLock(run.path / ".freeze.lock")
 
 
 def freeze(plan: GenerationPlan, cfg: Any) -> None:
-    """Encode the annotated data through Axolotl's pipeline and keep it for the whole run.
+    """Encode the annotated data through Axolotl's pipeline and store it for the whole run.
 
-    The caller holds the `freeze_lock`, and found no run.
+    The caller must hold the `freeze_lock` and have found no run.
     """
     plan.run.clear_unbegun()
     cfg.val_set_size = 0
     cfg.test_datasets = cfg.test_datasets if plan.with_test else None
-    # Left open on a Ray driver; Axolotl counts steps with it, which nobody reads here.
+    # Axolotl leaves it open on a Ray driver, but needs it to count steps, which nothing uses here.
     cfg.batch_size = cfg.batch_size or 1
-    # A killed process leaves half a data set there, which Axolotl would take for a whole one.
+    # A killed process may have left half a data set there, which Axolotl would read as complete.
     shutil.rmtree(cfg.dataset_prepared_path, ignore_errors=True)
     data = load_datasets(cfg=cfg)
     for split, rows in (("train", data.train_dataset), ("test", data.eval_dataset)):
@@ -175,10 +175,10 @@ def begin_run(plan: GenerationPlan) -> None:
 def load_engine(
     plan: GenerationPlan, cfg: Any, stack: contextlib.ExitStack
 ) -> tuple[Engine, PreTrainedTokenizerBase]:
-    """The engine that the YAML names, with the policy; closed when the stack is."""
+    """Load the engine that the YAML names, with the policy; it is closed with the stack."""
     config: GenerationConfig = plan.config.generation
-    # A selection may have loaded the policy: its memory is the engine's now, which may be another
-    # process's.
+    # A selection may have loaded the policy. Free its memory: the engine may run in another
+    # process.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

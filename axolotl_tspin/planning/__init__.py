@@ -1,1 +1,1 @@
-"""What a run will cost."""
+"""Estimates of what a run will cost."""

@@ -1,9 +1,9 @@
 """GPU memory that one rank needs in training, from the model's shape and the YAML's settings.
 
 Plain arithmetic, for decoder models of the Llama family (gated MLP, RMSNorm, SDPA or
-FlexAttention); no weights are read. Not counted: the CUDA context (about 0.5 GB), fragmentation,
-and what NCCL and kernels hold for themselves. benchmarks/memory_estimate.md has the error against
-measured peaks.
+FlexAttention); no weights are read. The CUDA context (about 0.5 GB), fragmentation, and the memory
+of NCCL and kernels are not counted. benchmarks/memory_estimate.md has the error against measured
+peaks.
 """
 
 import json
@@ -31,29 +31,30 @@ STATES = {
 """Tensors of a parameter's size that an optimizer keeps (RMSProp and SGD without momentum)."""
 
 NF4_BYTES = 0.5 + (1 + 4 / 256) / 64
-"""Of a parameter in 4 bits: a byte a block of 64, with double quantisation."""
+"""Bytes of a parameter in 4 bits: one scale byte per block of 64, with double quantisation."""
 
 QUANTISED_STATE = {"8bit": 1 + 4 / 256, "4bit": 0.5 + 4 / 128}
-"""Bytes of an element of an optimizer's quantised state, its blocks' scales included."""
+"""Bytes per element of an optimizer's quantised state, including the scales of its blocks."""
 
 DEEPSPEED_BUCKET = 5e8
-"""Elements of DeepSpeed's communication buckets where the JSON names none."""
+"""Elements of DeepSpeed's communication buckets if the JSON names no size."""
 
 DEEPSPEED_LIVE = 1e9
-"""Parameters that ZeRO-3 keeps gathered where the JSON names no stage3_max_live_parameters."""
+"""Parameters that ZeRO-3 keeps gathered if the JSON names no stage3_max_live_parameters."""
 
 
 class ModelShape(NamedTuple):
-    """What the estimate needs of a model.
+    """Sizes of a model that the estimate needs.
 
     Attributes:
-        parameters: all, tied ones once, those of an adapter included.
-        trained: those that get gradients.
-        in_layers, trained_in_layers: those of the decoder layers; the rest is embeddings and head.
-        largest_layer: those of the largest decoder layer.
+        parameters: number of all parameters, tied ones once, an adapter's included.
+        trained: number of parameters that get gradients.
+        in_layers, trained_in_layers: the same two for the decoder layers only; the rest is
+            embeddings and head.
+        largest_layer: number of parameters of the largest decoder layer.
         layers, hidden, intermediate, vocabulary: as the configuration names them; `intermediate`
             counts the experts that one token passes through.
-        query_width, kv_width: all query heads', all key heads' elements of one token.
+        query_width, kv_width: elements of one token in all query heads, and in all key heads.
     """
 
     parameters: int
@@ -70,24 +71,24 @@ class ModelShape(NamedTuple):
 
 
 class ParallelSetting(NamedTuple):
-    """How a rank holds and computes what it trains.
+    """Data types, sharding and checkpointing of a rank in training.
 
     Attributes:
         name: "DDP", "ZeRO-2", "FSDP2", …
-        ranks: in data parallel.
-        shards: ranks that share what is sharded.
-        sharded: of "weights", "gradients" and "optimizer".
-        offloaded: of "weights" and "optimizer", those in host memory.
+        ranks: number of ranks in data parallel.
+        shards: number of ranks that share what is sharded.
+        sharded: those of "weights", "gradients" and "optimizer" that are sharded.
+        offloaded: those of "weights" and "optimizer" that are in host memory.
         element: bytes of a weight and of an activation.
         trained_element: bytes of a trained weight and of its gradient.
         end_element: bytes of a weight of embeddings and head.
         frozen_element: bytes of a frozen weight in the layers (less when quantised).
         master: bytes of a trained parameter's float32 copy (DeepSpeed's), else 0.
         state: bytes of a trained parameter's optimizer states.
-        buffers: bytes of communication buckets, and of weights gathered at one time.
-        checkpointing: activations are recomputed layer by layer.
-        activations_offloaded: what checkpointing keeps is in host memory.
-        accumulation: micro-batches of an optimizer step.
+        buffers: bytes of communication buckets, and of weights gathered at a time.
+        checkpointing: True if activations are recomputed layer by layer.
+        activations_offloaded: True if the activations that checkpointing keeps are in host memory.
+        accumulation: micro-batches per optimizer step.
     """
 
     name: str
@@ -116,8 +117,8 @@ class MicroBatch(NamedTuple):
 
 
 class MemoryEstimate(NamedTuple):
-    """Bytes of one rank; `total` is the peak, which is less than the sum where gradients take the
-    place of activations."""
+    """Bytes of one rank; `total` is the peak. It is less than the sum if gradients take the place
+    of activations."""
 
     weights: int
     gradients: int
@@ -129,7 +130,7 @@ class MemoryEstimate(NamedTuple):
 
 
 def model_shape(model: nn.Module) -> ModelShape:
-    """The shape of a transformers model, or of one under PEFT; on the meta device it costs nothing.
+    """Read the shape of a transformers model, or one under PEFT; on the meta device this is free.
 
     Raises:
         TSpinError: the model has no stack of decoder layers.
@@ -163,7 +164,7 @@ def model_shape(model: nn.Module) -> ModelShape:
 
 
 def parallel_setting(cfg: Mapping[str, Any], shape: ModelShape, ranks: int) -> ParallelSetting:
-    """What Axolotl's validated configuration says.
+    """Read the setting from Axolotl's validated configuration.
 
     Raises:
         TSpinError: the DeepSpeed JSON cannot be read.
@@ -197,13 +198,13 @@ def parallel_setting(cfg: Mapping[str, Any], shape: ModelShape, ranks: int) -> P
         ends = shape.parameters - shape.in_layers
         buffers = element * (2 * shape.largest_layer + ends) + 4 * shape.largest_layer
     else:
-        # Axolotl keeps embeddings, head and norms in float32 then, unless the attention
-        # implementation or an adapter asks for one data type.
+        # Here Axolotl keeps embeddings, head and norms in float32, unless the attention
+        # implementation or an adapter needs a single data type.
         flash = str(cfg.get("attn_implementation") or "").startswith("flash")
         if not (cfg.get("adapter") or flash or cfg.get("cut_cross_entropy")):
             end_element = 4
         if cfg.get("adapter"):
-            trained_element = 4  # PEFT's default, whatever the base model has
+            trained_element = 4  # PEFT's default for any base model
         if ranks > 1:
             name, buffers = "DDP", float(shape.trained * trained_element)
     return ParallelSetting(
@@ -227,11 +228,11 @@ def parallel_setting(cfg: Mapping[str, Any], shape: ModelShape, ranks: int) -> P
 
 
 def state_bytes(optimizer: str, element: int) -> float:
-    """Bytes that an optimizer keeps for one parameter; one that is not known counts as AdamW.
+    """Count the bytes that an optimizer keeps for one parameter; an unknown one counts as AdamW.
 
     Args:
         optimizer: Axolotl's name, such as `adamw_torch_fused` or `paged_adamw_8bit`.
-        element: bytes of a state's element where the optimizer does not quantise it.
+        element: bytes of a state's element if the optimizer does not quantise it.
     """
     parts = optimizer.lower().split("_")
     states = next((STATES[part] for part in parts if part in STATES), STATES["adamw"])
@@ -242,10 +243,10 @@ def state_bytes(optimizer: str, element: int) -> float:
 def largest_micro_batch(
     longest: tuple[int, int, int], choice: Choice, micro_batch_size: int
 ) -> MicroBatch:
-    """A micro-batch of triplets that are all as long as the longest, no two responses equal.
+    """Size a micro-batch of triplets that are all as long as the longest, without equal responses.
 
     Args:
-        longest: tokens of prompt, annotated response, sampled response.
+        longest: token counts of prompt, annotated response, sampled response.
     """
     prompt, annotated, response = longest
     tokens = prompt + annotated + 2 * response
@@ -258,7 +259,7 @@ def largest_micro_batch(
 def estimate_memory(
     shape: ModelShape, setting: ParallelSetting, batch: MicroBatch
 ) -> MemoryEstimate:
-    """The peak of an optimizer step after the first, and what it is made of."""
+    """Estimate the peak of an optimizer step after the first, and its parts."""
 
     def share(part: str) -> float:
         if part in setting.offloaded:
@@ -270,8 +271,8 @@ def estimate_memory(
     optimizer = shape.trained * (setting.master + setting.state) * share("optimizer")
     activations = activation_bytes(shape, setting, batch.tokens)
     logits = logit_bytes(shape, setting, batch)
-    # While activations go, gradients come, the head's first; with accumulation the earlier ones are
-    # there already.
+    # Gradients replace activations, beginning with the head's. With accumulation, the gradients of
+    # earlier micro-batches are already there.
     passing: float = activations + logits + head_gradient_bytes(shape, setting)
     passing = passing + gradients if setting.accumulation > 1 else max(gradients, passing)
     return MemoryEstimate(
@@ -286,7 +287,8 @@ def estimate_memory(
 
 
 def weight_bytes(shape: ModelShape, setting: ParallelSetting) -> float:
-    """Of the whole model. A quantised load quantises the layers; what is trained is not."""
+    """Count the bytes of the whole model. A quantised load quantises only the layers' frozen
+    weights."""
     frozen_in_layers = shape.in_layers - shape.trained_in_layers
     ends = shape.parameters - shape.in_layers
     return (
@@ -297,7 +299,7 @@ def weight_bytes(shape: ModelShape, setting: ParallelSetting) -> float:
 
 
 def layer_bytes(shape: ModelShape, element: int) -> int:
-    """What one layer saves of one token for its backward pass.
+    """Count the bytes that one layer saves per token for its backward pass.
 
     Two norms: their input (in float32 when `element` is 2), the normed and the scaled one.
     Attention: queries, keys, values, and its output twice (as computed, and as the projection
@@ -309,8 +311,8 @@ def layer_bytes(shape: ModelShape, element: int) -> int:
 
 
 def activation_bytes(shape: ModelShape, setting: ParallelSetting, tokens: int) -> int:
-    """Of one micro-batch. With checkpointing: each layer's input, and the layer that is being
-    recomputed."""
+    """Count the activations' bytes of one micro-batch. With checkpointing these are each layer's
+    input, and the layer that is being recomputed."""
     if not setting.checkpointing:
         return tokens * shape.layers * layer_bytes(shape, setting.element)
     kept = 0 if setting.activations_offloaded else shape.layers * shape.hidden * setting.element
@@ -318,8 +320,8 @@ def activation_bytes(shape: ModelShape, setting: ParallelSetting, tokens: int) -
 
 
 def logit_bytes(shape: ModelShape, setting: ParallelSetting, batch: MicroBatch) -> int:
-    """The head's part: one chunk of logits in float32, which becomes their gradient, and the same
-    in the head's data type; or (plain) all logits, with the three tensors of cross-entropy."""
+    """Count the head's bytes: one chunk of logits in float32, which becomes their gradient, and the
+    same in the head's data type; or (plain) all logits, with cross-entropy's three tensors."""
     if batch.head == "plain":
         return shape.vocabulary * (batch.tokens * setting.element + batch.predicting * 12)
     rows = min(batch.predicting, max(MOST_LOGITS // shape.vocabulary, 1))
@@ -329,7 +331,7 @@ def logit_bytes(shape: ModelShape, setting: ParallelSetting, batch: MicroBatch) 
 
 
 def head_gradient_bytes(shape: ModelShape, setting: ParallelSetting) -> int:
-    """Of the head's weight, while all activations are still there."""
+    """Count the gradient's bytes of the head's weight, made while all activations still exist."""
     if shape.trained == shape.trained_in_layers:
         return 0
     return shape.vocabulary * shape.hidden * setting.trained_element
@@ -347,14 +349,14 @@ def _deepspeed(config: Any) -> Mapping[str, Any]:
 def _deepspeed_buffers(
     zero: Mapping[str, Any], stage: int, shape: ModelShape, element: int
 ) -> float:
-    """Buckets for reduction, twice where communication overlaps, and for gathering weights;
-    under ZeRO-3 the weights that are gathered at one time."""
+    """Count the bytes of the buckets for reduction, twice if communication overlaps, and for
+    gathering weights; under ZeRO-3, of the weights that are gathered at a time."""
 
     def elements(key: str, default: float, automatic: float) -> float:
         value = zero.get(key, default)
         return automatic if value == "auto" else float(value)
 
-    square = float(shape.hidden) ** 2  # what transformers puts for "auto"
+    square = float(shape.hidden) ** 2  # transformers' value for "auto"
     reduce = min(elements("reduce_bucket_size", DEEPSPEED_BUCKET, square), shape.trained)
     reduce *= 2 if zero.get("overlap_comm", stage == 3) else 1
     if stage < 3:

@@ -1,4 +1,4 @@
-"""`axolotl t-spin plan`: what `run` would do and about what it would cost, without doing it."""
+"""`axolotl t-spin plan`: the work that `run` would do, and its approximate cost."""
 
 import math
 from collections.abc import Iterable
@@ -39,16 +39,21 @@ from axolotl_tspin.run.triplets import iterate_triplets
 from axolotl_tspin.training.layout_choice import Choice, choose_layout
 
 LOOKED_AT = 256
-"""Rows whose lengths stand for all."""
+"""Number of rows whose lengths represent all."""
 
 BYTES_PER_TOKEN = 4 + 5
-"""Of a stored response: its id and its text, uncompressed."""
+"""Bytes per token of a stored response: its id and its text, uncompressed."""
 
 
 class Lengths(NamedTuple):
-    """Rows, and mean tokens of the training split; `measured` says whether responses were seen or
-    are upper bounds. `longest` holds prompt, annotated and longest sampled response of the row with
-    most tokens. `test_rows` need responses too, and are taken to be as long."""
+    """Number of rows, and mean tokens of the training split.
+
+    Attributes:
+        test_rows: rows that also need responses; they are assumed to be as long.
+        measured: True if responses were seen; False if their lengths are upper bounds.
+        longest: tokens of prompt, annotated and longest sampled response of the row with the most
+            tokens.
+    """
 
     rows: int
     test_rows: int
@@ -60,20 +65,21 @@ class Lengths(NamedTuple):
 
 
 class IterationPlan(NamedTuple):
-    """What is left of one iteration.
+    """Remaining work of one iteration.
 
     Attributes:
-        steps: of "generate" and "train" those left.
-        responses: to sample, of both splits.
-        sampled_tokens: of these responses.
-        prompt_tokens: that the engine reads for them.
-        trained_tokens: in a pass over the triplets, prompts three times (a padded row each).
-        passes: over the triplets (num_epochs).
-        optimizer_steps: of all ranks together.
-        sampling_seconds: of one sampling process, at the rate of the iterations that are trained;
-            None without one.
-        training_seconds: as the last trained iteration took.
-        disk: bytes of responses and triplets, and of the model where it is known beforehand.
+        steps: those of "generate" and "train" that are left.
+        responses: number of responses to sample, in both splits.
+        sampled_tokens: number of tokens of these responses.
+        prompt_tokens: number of prompt tokens that the engine reads for them.
+        trained_tokens: number of tokens in a pass over the triplets, prompts three times (a padded
+            row each).
+        passes: number of passes over the triplets (num_epochs).
+        optimizer_steps: number of steps of all ranks together.
+        sampling_seconds: seconds of one sampling process, at the rate of the trained iterations;
+            None if there are none.
+        training_seconds: seconds that the last trained iteration took.
+        disk: bytes of responses and triplets, and of the model if its size is known beforehand.
     """
 
     iteration: int
@@ -90,7 +96,7 @@ class IterationPlan(NamedTuple):
 
 
 class MemoryPlan(NamedTuple):
-    """The memory of one rank, and what it was computed from."""
+    """The memory of one rank, and the inputs of the estimate."""
 
     shape: ModelShape
     setting: ParallelSetting
@@ -100,7 +106,7 @@ class MemoryPlan(NamedTuple):
 
 
 class RunPlan(NamedTuple):
-    """What is left of a run, iteration by iteration, and the memory that training needs."""
+    """Remaining work of a run, iteration by iteration, and the memory that training needs."""
 
     lengths: Lengths
     iterations: list[IterationPlan]
@@ -108,7 +114,7 @@ class RunPlan(NamedTuple):
 
 
 def plan_run(config_path: Path, ranks: int) -> RunPlan:
-    """What is left of a run, as estimates from the lengths of its rows.
+    """Estimate what is left of a run from the lengths of its rows.
 
     Args:
         ranks: processes that train, in data parallel.
@@ -122,7 +128,7 @@ def plan_run(config_path: Path, ranks: int) -> RunPlan:
     plan = prepare_generation(raw)
     config, run = plan.config, plan.run
     cfg = load_cfg(raw)
-    cfg.update(partitioning)  # taken away from a step that samples; training's memory needs them
+    cfg.update(partitioning)  # removed for a step that samples, but training's memory needs them
     limit, row = config.generation.max_new_tokens, cfg.sequence_len
     if run.exists():
         lengths = _frozen_lengths(run, config.iterations, limit, row)
@@ -175,7 +181,7 @@ def _memory(cfg: DictDefault, config: TSpinConfig, lengths: Lengths, ranks: int)
 
 
 def _policy_without_weights(cfg: DictDefault) -> Any:
-    """The policy that Axolotl would train, on the meta device."""
+    """Build the policy that Axolotl would train, on the meta device."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             load_model_config(cfg), trust_remote_code=bool(cfg.trust_remote_code)
@@ -187,7 +193,7 @@ def _policy_without_weights(cfg: DictDefault) -> Any:
 
 
 def _measured_rates(run: RunDirectory, config: TSpinConfig) -> tuple[float | None, float | None]:
-    """Tokens a second of one sampling process, and seconds of the last training."""
+    """Read tokens per second of one sampling process, and seconds of the last training."""
     if not run.exists():
         return None, None
     done = [row for row in run_status(run, config) if row.step == "done"]
@@ -197,13 +203,13 @@ def _measured_rates(run: RunDirectory, config: TSpinConfig) -> tuple[float | Non
 
 
 def _longest(rows: Iterable[tuple[int, int]], limit: int, row: int) -> tuple[int, int, int]:
-    """Of (prompt, annotated) rows, the one with most tokens, its responses at their limit."""
+    """Find the (prompt, annotated) row with the most tokens if its responses are at their limit."""
     triplets = ((prompt, annotated, min(limit, row - prompt)) for prompt, annotated in rows)
     return max(triplets, key=lambda tokens: tokens[0] + tokens[1] + 2 * tokens[2])
 
 
 def _frozen_lengths(run: RunDirectory, iterations: int, limit: int, row: int) -> Lengths:
-    """From the run's prompts, and the responses of its last complete triplets."""
+    """Measure the run's prompts, and the responses of its last complete triplets."""
     prompts = Prompts(run.prompts("train"))
     rows = prompts.read(0, ["prompt_ids", "annotated_ids"]).to_pylist()
     response, measured = float(limit), False
@@ -229,7 +235,7 @@ def _frozen_lengths(run: RunDirectory, iterations: int, limit: int, row: int) ->
 
 
 def _source_lengths(cfg: Any, limit: int, *, with_test: bool) -> Lengths:
-    """From the data sets, before a run has begun: their first rows through the strategies."""
+    """Measure the data sets before a run has begun, by encoding their first rows."""
     tokenizer = load_tokenizer(cfg)
     total, pairs = 0, []
     for entry in cfg.datasets:
@@ -260,7 +266,7 @@ def _load_split(cfg: Any, entry: Any, key: str, default: str) -> Any:
 
 
 def _responses_left(run: RunDirectory, number: int, lengths: Lengths, share: float) -> int:
-    """Of the splits whose triplets are not complete, the responses that are not sampled yet."""
+    """Count the responses still to sample, in the splits whose triplets are not complete."""
     left = 0
     for split, rows in (("train", lengths.rows), ("test", lengths.test_rows)):
         iteration = run.iteration(number)

@@ -1,1 +1,1 @@
-"""What Axolotl calls, under Axolotl's names for the files."""
+"""The plugin that Axolotl calls; files have Axolotl's names."""

@@ -1,4 +1,4 @@
-"""What the plugin adds to Axolotl's configuration."""
+"""Keys that the plugin adds to Axolotl's configuration."""
 
 from pydantic import BaseModel
 
@@ -6,6 +6,6 @@ from axolotl_tspin.config import TSpinConfig
 
 
 class TSpinArgs(BaseModel):
-    """Joined to Axolotl's configuration: the `t_spin:` block."""
+    """The `t_spin:` block, which Axolotl joins to its configuration."""
 
     t_spin: TSpinConfig | None = None

@@ -1,5 +1,4 @@
-"""What a training adds to the run directory beside the policy: scores and figures, and warnings in
-its log."""
+"""Callback that scores triplets at the end of a training, and warns of saturation in its log."""
 
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,12 @@ LOG = get_logger(__name__)
 
 
 class Recorder(TrainerCallback):
-    """Keeps what the trainer logged, warns of saturated advantages when they are logged first, and
-    has the iteration's triplets scored when the training ends.
+    """Keeps the trainer's log, warns when saturated advantages are first logged, and scores the
+    iteration's triplets when the training ends.
 
     Args:
-        trainer: whose training it is.
-        number: the iteration; None where there is no run directory (a direct training).
+        trainer: the trainer of this training.
+        number: the iteration; None without a run directory (a direct training).
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Recorder(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.log_history[:] = state.log_history
-        # Selection by advantage asks for all rows in the next iteration: these scores answer it.
+        # In the next iteration, selection by advantage needs the scores of all rows.
         selects = self._config.generation.select == "advantage"
         count = "all" if selects else self._config.diagnostics
         if self._number is None or count == 0:
@@ -61,7 +60,7 @@ class Recorder(TrainerCallback):
         self._logps = self._trainer.score(_data(triplets, rows))
 
     def write_scores(self, policy: str) -> None:
-        """Keep the scores, for one rank, once the policy that was trained has its fingerprint."""
+        """Write the scores, on one rank, once the trained policy's fingerprint is known."""
         if self._number is None or not self._logps:
             return
         iteration = self._run.iteration(self._number)
@@ -70,7 +69,7 @@ class Recorder(TrainerCallback):
 
 
 def _data(triplets: Path, rows: np.ndarray) -> Dataset:
-    """Triplets as the collator takes them, with their numbers in `row`."""
+    """Make rows of triplets that the collator takes, with their numbers in `row`."""
     read = triplets_of_rows(triplets, rows)
     return Dataset.from_list(
         [{"row": int(row), **as_row(triplet)} for row, triplet in zip(rows, read, strict=True)]

@@ -21,7 +21,7 @@ LOG = get_logger(__name__)
 
 
 class TSpinPlugin(BasePlugin):
-    """Hooks T-SPIN into an Axolotl run; runs without `rl: t_spin` are left as they are."""
+    """Hooks T-SPIN into an Axolotl run; runs without `rl: t_spin` are unchanged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,19 +76,19 @@ class TSpinPlugin(BasePlugin):
         return TripletCollator, {}
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Refuses to train what is trained (`axolotl train` alone calls this hook)."""
+        """Refuse to train an iteration again (only `axolotl train` calls this hook)."""
         self._post_train_calls = 0  # a process may train more than once
         run = _settings(cfg)
         if run is None or run[1].direct:
             return
         assert run[1].iteration is not None
         directory = RunDirectory(run[1].run_dir)
-        # A step repeated with its train.yml does not know what was trained since.
+        # The train.yml of a repeated step does not record what was trained since.
         if run[1].already_trained or directory.step_of(run[1].iteration).step == "done":
             raise TSpinError(
                 f"iteration {run[1].iteration} of the run in {run[1].run_dir} is trained already: "
                 f"its policy is in {cfg.output_dir}. For further iterations raise "
-                f"`t_spin.iterations` (now {run[0].iterations}); to train this one again move its "
+                f"`t_spin.iterations` (now {run[0].iterations}); to train this one again, move its "
                 "model folder and trained.json away"
             )
         from axolotl_tspin.diagnostics.model_card import write_model_card
@@ -107,7 +107,7 @@ class TSpinPlugin(BasePlugin):
         return [self._recorder]
 
     def post_train(self, cfg: Any, model: Any) -> None:
-        """Marks the iteration trained. Axolotl calls this before and after it saves the model."""
+        """Mark the iteration trained. Axolotl calls this before and after it saves the model."""
         run = _settings(cfg)
         if run is None:
             return
@@ -151,17 +151,17 @@ class TSpinPlugin(BasePlugin):
             keep = 1 if config.keep_models == "last" else config.keep_models
             dropped = directory.drop_models_before(resolved.iteration + 1 - keep)
             if dropped:
-                LOG.info("T-SPIN: keep_models: dropped the models of iterations %s", dropped)
+                LOG.info("T-SPIN: keep_models: deleted the models of iterations %s", dropped)
 
 
 def _made_ready(cfg: dict, agreed: str) -> str:
-    """What ranks agree on, once the folder of prepared rows is one that Axolotl can read."""
+    """Clear incomplete prepared rows, and return the text that ranks must agree on."""
     clear_half_prepared(cfg["dataset_prepared_path"])
     return agreed
 
 
 def _settings(cfg: Any) -> tuple[TSpinConfig, ResolvedRun] | None:
-    """The settings of a t_spin run; None for any other."""
+    """Read the settings of a t_spin run; None for any other run."""
     block = cfg.get("t_spin")
     if not block or not block.get("resolved"):
         return None

@@ -13,10 +13,10 @@ LOG = get_logger(__name__)
 
 
 def clear_half_prepared(prepared_path: str) -> None:
-    """Delete what a killed process left of prepared rows.
+    """Delete incomplete prepared rows that a killed process left.
 
-    Axolotl takes any folder that has a file in it for whole. Its writer holds a lock, which we
-    take, so that nothing is deleted under a live process.
+    Axolotl considers any folder with a file in it complete. Its writer holds a lock. We take that
+    lock, so nothing is deleted under a live process.
 
     Args:
         prepared_path: Axolotl's `dataset_prepared_path`, with a folder below it for each hash of
@@ -29,11 +29,11 @@ def clear_half_prepared(prepared_path: str) -> None:
         for rows in [path for path in folder.iterdir() if path.is_dir()]:
             try:
                 load_from_disk(str(rows))
-            # A missing file, JSON that was cut (a ValueError), rows that were cut.
+            # A missing file, truncated JSON (a ValueError), or truncated rows.
             except (OSError, ValueError, pa.ArrowException) as error:
                 LOG.warning(
-                    "T-SPIN: the prepared rows in %s are incomplete, as a killed process leaves "
-                    "them (%s); they are prepared again",
+                    "T-SPIN: the prepared rows in %s are incomplete, probably from a killed "
+                    "process (%s); they are prepared again",
                     rows,
                     " ".join(str(error).split())[:200],
                 )

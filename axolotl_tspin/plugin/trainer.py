@@ -1,4 +1,4 @@
-"""Axolotl's trainer with the triplet loss under it."""
+"""Axolotl's trainer with the triplet loss."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -8,14 +8,14 @@ from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.training.trainer import LOG, TripletTrainer
 
-get_logger(LOG.name)  # what TripletTrainer says passes Axolotl's log level
+get_logger(LOG.name)  # lets TripletTrainer's messages pass Axolotl's log level
 
 
 class TSpinTrainer(AxolotlTrainer, TripletTrainer):
-    """AxolotlTrainer, in whose method resolution order TripletTrainer stands where Trainer stood.
+    """AxolotlTrainer with TripletTrainer before Trainer in its method resolution order.
 
-    Optimizers, schedulers, samplers, checkpoints, token counts and logging stay Axolotl's; what
-    they pass on to Trainer (compute_loss, prediction_step, log) reaches TripletTrainer first.
+    Optimizers, schedulers, samplers, checkpoints, token counts and logging stay Axolotl's. Their
+    calls to Trainer (compute_loss, prediction_step, log) reach TripletTrainer first.
     """
 
     tag_names: ClassVar[list[str]] = ["axolotl", "t-spin"]
@@ -23,13 +23,13 @@ class TSpinTrainer(AxolotlTrainer, TripletTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Axolotl 0.19 unsets it when the model's forward does not name num_items_in_batch.
+        # Axolotl 0.19 unsets it if the model's forward has no parameter num_items_in_batch.
         self.model_accepts_loss_kwargs = True
         self.write_model_card: Callable[[], None] | None = None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Axolotl's model card, which `write_model_card` then replaces; a push to the hub takes
-        what is there after this."""
+        """Write Axolotl's model card, which `write_model_card` then replaces. A push to the hub
+        uses the card that is there after this."""
         super().create_model_card(*args, **kwargs)
         if self.write_model_card is not None and self.is_world_process_zero():
             self.write_model_card()

@@ -1,1 +1,1 @@
-"""From the YAML as written to the step that is due."""
+"""Resolution of the YAML, as the user wrote it, to the step that is due."""

@@ -1,4 +1,4 @@
-"""The data sets of a YAML: their types as Axolotl names them, their columns, their files."""
+"""Data sets of a YAML: their types under Axolotl's names, their columns, their files."""
 
 import hashlib
 from pathlib import Path
@@ -19,7 +19,11 @@ STRATEGIES = "axolotl_tspin.strategies"
 
 
 def translate_entry(entry: RawConfig, where: str) -> None:
-    """A `datasets:` entry with the strategy's module as its type and only keys Axolotl keeps."""
+    """Set an entry's type to the strategy's module, and rename keys that Axolotl would drop.
+
+    Raises:
+        TSpinError: the type is unknown, or a key is unknown or has no effect.
+    """
     kind = entry.get("type")
     known = [f"t_spin.{name}" for name in STRATEGY_KEYS]
     if kind not in known:
@@ -28,7 +32,7 @@ def translate_entry(entry: RawConfig, where: str) -> None:
         )
     strategy = str(kind).removeprefix("t_spin.")
     existing = [*SFTDataset.model_fields, *DATASET_KEYS]
-    # Of the keys that load rows, this version of Axolotl may not have the newest.
+    # This version of Axolotl may lack the newest of the keys that load rows.
     allowed = [k for k in (*LOADING_KEYS, *STRATEGY_KEYS[strategy]) if k in existing]
     for key in entry:
         if key in existing and key not in allowed:
@@ -45,7 +49,7 @@ def translate_entry(entry: RawConfig, where: str) -> None:
 
 
 def have_responses(cfg: RawConfig, key: str, config: TSpinConfig) -> bool:
-    """Whether all of the data sets already have both generated responses."""
+    """True if all of the data sets already have both generated responses."""
     for index, entry in enumerate(cfg[key]):
         names = load_data(cfg, entry, f"`{key}[{index}]`").column_names
         if isinstance(names, dict):
@@ -57,10 +61,10 @@ def have_responses(cfg: RawConfig, key: str, config: TSpinConfig) -> bool:
 
 
 def load_data(cfg: RawConfig, entry: RawConfig, where: str) -> Any:
-    """A data set, or its splits by name, as Axolotl loads them; TSpinError where it cannot.
+    """Load a data set, or its splits by name, as Axolotl does; TSpinError if that fails.
 
     Args:
-        where: what errors call the entry.
+        where: name of the entry in errors.
     """
     try:
         return load_dataset_with_config(
@@ -71,13 +75,13 @@ def load_data(cfg: RawConfig, entry: RawConfig, where: str) -> Any:
         reason = " ".join(str(error).replace(entry["path"], path).split())[:300]
         raise TSpinError(
             f"{where}: the data in {path} cannot be loaded ({reason}). Expected a file "
-            "(*.jsonl, *.parquet, …), a folder or a name on the hub: look at `path`, `split`, "
+            "(*.jsonl, *.parquet, …), a folder or a name on the hub: check `path`, `split`, "
             "`name` and `data_files`"
         ) from error
 
 
 def triplets_entry(path: Path) -> DictDefault:
-    """The `datasets` entry for a run's triplets."""
+    """Make the `datasets` entry for a run's triplets."""
     return DictDefault(
         {
             "path": str(path),
@@ -89,7 +93,7 @@ def triplets_entry(path: Path) -> DictDefault:
 
 
 def data_files(entries: list[RawConfig]) -> list[Path]:
-    """The local files of data sets."""
+    """List the local files of data sets."""
     files: list[Path] = []
     for entry in entries:
         named = entry.get("data_files") or []
@@ -101,7 +105,7 @@ def data_files(entries: list[RawConfig]) -> list[Path]:
 
 
 def data_digests(entries: list[RawConfig]) -> dict[str, str]:
-    """SHA-256 of every local file of the data sets."""
+    """Compute the SHA-256 of every local file of the data sets."""
     digests = {}
     for path in data_files(entries):
         with open(path, "rb") as file:

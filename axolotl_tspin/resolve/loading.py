@@ -1,4 +1,4 @@
-"""Load a policy to sample from it or to score with it, in the precision of its training."""
+"""Loading of a policy for sampling or scoring, in the precision of its training."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,15 +11,15 @@ from axolotl_tspin.training.scoring import score_triplets
 from axolotl_tspin.triplets import TripletTokens
 
 Score = Callable[[Sequence[TripletTokens]], torch.Tensor]
-"""Gives (B, 3) log-probabilities of B triplets, in nats."""
+"""Computes (B, 3) log-probabilities of B triplets, in nats."""
 
 
 class LoadedPolicy(NamedTuple):
     """A policy in this process.
 
     Attributes:
-        precision: what its forward passes run in (see `training_precision`).
-        batch_size: triplets in one forward where it scores: the YAML's `micro_batch_size`.
+        precision: type that its forward passes run in (see `training_precision`).
+        batch_size: triplets in one forward when scoring, the YAML's `micro_batch_size`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -47,10 +47,10 @@ def load_policy(cfg: Any) -> LoadedPolicy:
 
 
 def training_precision(cfg: Any) -> torch.dtype | None:
-    """The type that the Trainer's autocast computes in; None where it has none.
+    """Get the type that the Trainer's autocast computes in; None without autocast.
 
-    Axolotl keeps embeddings and norms in float32 beside bfloat16 or float16 weights, so that a
-    forward pass without this autocast fails. The rule is that of Axolotl's
+    Axolotl keeps embeddings and norms in float32 next to bfloat16 or float16 weights, so a forward
+    pass without this autocast fails. The rule is the one in Axolotl's
     `TrainerBuilderBase._configure_precision_settings`.
     """
     if cfg.bf16 == "full":

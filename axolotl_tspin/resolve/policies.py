@@ -1,4 +1,4 @@
-"""The policy that an iteration starts from, and the triplets that it may train on."""
+"""Policies that iterations start from, and checks of the triplets that they train on."""
 
 from axolotl.utils.logging import get_logger
 
@@ -15,7 +15,7 @@ LOG = get_logger(__name__)
 
 
 def start_from(cfg: RawConfig, policy: Policy, initial: Policy) -> None:
-    """Load this policy, under the initial policy's tokenizer."""
+    """Make the configuration load this policy, with the initial policy's tokenizer."""
     cfg["tokenizer_config"] = cfg.get("tokenizer_config") or initial.base_model
     cfg["base_model"] = policy.base_model
     if policy.adapter_dir:
@@ -30,11 +30,11 @@ def check_start_policy(
     *,
     allow_foreign: bool,
 ) -> str:
-    """The fingerprint of the policy that iteration `number` starts from.
+    """Compute the fingerprint of the policy that iteration `number` starts from.
 
     Raises:
-        TSpinError: its weights are not those that the run began with or that the iteration before
-            trained.
+        TSpinError: the weights are neither those that the run began with nor those that the
+            iteration before trained.
     """
     fingerprint = policy_fingerprint(policy, run.fingerprints, revision)
     if number == 0:
@@ -45,7 +45,7 @@ def check_start_policy(
     if fingerprint != recorded and not allow_foreign:
         raise TSpinError(
             f"the weights in {policy} (fingerprint {fingerprint}) are not those that {origin} "
-            f"({recorded}). Put these back; or go on with the ones that are there with "
+            f"({recorded}). Put these back, or go on with the present ones with "
             "`t_spin.allow_foreign: true`, which is recorded"
         )
     return fingerprint
@@ -54,7 +54,11 @@ def check_start_policy(
 def accepted_triplets(
     cfg: RawConfig, config: TSpinConfig, run: RunDirectory, number: int, policy: Policy
 ) -> list[str]:
-    """Refuse triplets that the run's policies did not sample; what `allow_foreign` let pass."""
+    """Refuse triplets that the run's policies did not sample.
+
+    Returns:
+        Descriptions of what `allow_foreign` let pass.
+    """
     start = check_start_policy(
         run, number, policy, cfg.get("revision_of_model"), allow_foreign=config.allow_foreign
     )

@@ -1,4 +1,4 @@
-"""Axolotl settings that T-SPIN refuses, and why."""
+"""Axolotl settings that T-SPIN refuses, with the reasons."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +9,8 @@ from axolotl_tspin.errors import TSpinError
 ONE_BATCH = "a triplet's three responses must stay together in one batch"
 OWN_LOSS = "T-SPIN brings its own loss"
 OTHER_WEIGHTS = (
-    "the weights that are trained would not be those that sampled the responses; make the change "
-    "beforehand and start from that model"
+    "the trained weights would not be those that sampled the responses; make the change beforehand "
+    "and start from that model"
 )
 
 NOISE = "its noise is scaled by the length of a row, and a row holds several responses here"
@@ -42,8 +42,8 @@ REFUSED = {
     "reinit_weights": "every iteration would start from random weights",
     "fix_untrained_tokens": OTHER_WEIGHTS,
     "qat": OTHER_WEIGHTS,
-    "relora": "it merges adapters into the base model, on whose unchanged weights T-SPIN continues "
-    "its adapter",
+    "relora": "it merges adapters into the base model, but T-SPIN continues its adapter on the "
+    "unchanged base model",
     "do_bench_eval": "it evaluates rows of one response; use `axolotl lm-eval` on the model",
     "do_causal_lm_eval": "it evaluates rows of one response; use `axolotl lm-eval` on the model",
     "eval_table_size": "it reads evaluation rows of one response",
@@ -61,7 +61,7 @@ PARALLEL = {
     "tensor_parallel_size": "the head is applied in chunks, which has not been tried on a sharded "
     "one; use ZeRO-3 or FSDP2",
 }
-"""Refused where they are more than 1."""
+"""Keys that are refused if they are more than 1."""
 
 CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
 """Initialisations of LoRA that change the base model's weights."""
@@ -74,11 +74,12 @@ WITHOUT_EFFECT = (
     "chunked_cross_entropy",
     "flash_attn_cross_entropy",
 )
-"""Kernels of the cross-entropy loss, which no triplet passes through."""
+"""Kernels of the cross-entropy loss, which the triplet loss does not use."""
 
 
 SMALLEST_BFLOAT16_RATE = 6e-5
-"""A learning rate: half of the distance between bfloat16's neighbours at 0.02."""
+"""Smallest learning rate for bfloat16 weights: half the distance of bfloat16's neighbours at
+0.02."""
 
 
 def refuse_contradictions(cfg: Mapping[str, Any]) -> None:
@@ -104,7 +105,7 @@ def refuse_contradictions(cfg: Mapping[str, Any]) -> None:
 
 
 def without_effect(cfg: Mapping[str, Any]) -> list[str]:
-    """The keys of the YAML that are read and change nothing in a t_spin run."""
+    """List the keys of the YAML that change nothing in a t_spin run."""
     return [key for key in WITHOUT_EFFECT if cfg.get(key)]
 
 
@@ -112,13 +113,13 @@ def refuse_shared_evaluation(cfg: Mapping[str, Any], config: TSpinConfig) -> Non
     if config.history_window and cfg.get("val_set_size"):
         raise TSpinError(
             f"`val_set_size` with `t_spin.history_window: {config.history_window}`: a prompt is in "
-            "the triplets of several iterations, so that it would be trained on and evaluated; "
-            "give the evaluation a data set of its own with `test_datasets`"
+            "the triplets of several iterations, so it would be both trained on and evaluated; "
+            "give the evaluation a separate data set with `test_datasets`"
         )
 
 
 def refuse_unmeasurable_gradients(cfg: Mapping[str, Any], config: TSpinConfig) -> None:
-    """Before anything is sampled; the trainer refuses what is not seen in the YAML."""
+    """Refuse before anything is sampled; the trainer refuses what the YAML does not show."""
     for key in ("deepspeed", "fsdp", "fsdp_config", "fp16"):
         if config.gradient_norms and cfg.get(key):
             raise TSpinError(
@@ -133,21 +134,21 @@ def _refuse_changed_base(cfg: Mapping[str, Any]) -> None:
     if initialisation.lower().startswith(CHANGES_BASE) or loftq:
         key = "peft.loftq_config" if loftq else f"peft_init_lora_weights: {initialisation}"
         raise TSpinError(
-            f"`{key}` does not go with `rl: t_spin`: it changes the base model, on whose unchanged "
-            "weights T-SPIN continues its adapter. Remove it"
+            f"`{key}` does not go with `rl: t_spin`: it changes the base model, but T-SPIN "
+            "continues its adapter on the unchanged base model. Remove it"
         )
 
 
 def loses_small_steps(cfg: Mapping[str, Any]) -> bool:
-    """Whether the optimizer's steps are smaller than bfloat16 weights can take.
+    """True if the optimizer's steps are too small for bfloat16 weights.
 
-    Axolotl loads a policy in bfloat16 and without DeepSpeed optimizes these weights themselves. A
-    weight of 0.02, an ordinary one, then moves by 1.2e-4 or not at all.
+    Axolotl loads a policy in bfloat16, and without DeepSpeed it optimizes these weights themselves.
+    An ordinary weight of 0.02 then moves by 1.2e-4 or not at all.
     """
     other = cfg.get("fp16") or cfg.get("float16")
     default = False if other else "auto"  # Axolotl's
     bfloat16 = cfg.get("bf16", default) in (True, "auto", "full", "true") or cfg.get("bfloat16")
-    # optimi's optimizers carry the rest over (Kahan), others round at random by an argument.
+    # optimi's optimizers carry the rest over (Kahan); others can round at random.
     rest_is_kept = str(cfg.get("optimizer")).startswith("optimi_") or cfg.get("optim_args")
     exact = cfg.get("deepspeed") or cfg.get("adapter") or rest_is_kept
     rate = float(cfg.get("learning_rate") or 1.0)

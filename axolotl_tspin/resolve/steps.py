@@ -1,7 +1,7 @@
-"""From the YAML as the user wrote it to the YAML that Axolotl runs, for the step that is due.
+"""Translation of the user's YAML to the YAML that Axolotl runs, for the step that is due.
 
 Everything here works on the raw configuration, before Axolotl validates it, and changes it in
-place. `rl: t_spin` is taken away in the process, so that a second pass changes nothing.
+place. `rl: t_spin` is removed in the process, so a second pass changes nothing.
 """
 
 from pathlib import Path
@@ -57,20 +57,20 @@ IDENTITY_KEYS = (
     "datasets",
     "test_datasets",
 )
-"""The keys that decide what a run's prompts, responses and policies mean."""
+"""Keys that decide what a run's prompts, responses and policies mean."""
 
 SUBSET_KEYS = ("dataset_shard_num", "dataset_shard_idx")
-"""Axolotl's keys that take a part of the data; applied when prompts are frozen, not again."""
+"""Axolotl's keys that select a part of the data. They are applied once, when prompts are frozen."""
 
 PARTITIONING_KEYS = ("deepspeed", "fsdp", "fsdp_config", "fsdp_version")
-"""The keys that spread one model over ranks.
+"""Keys that spread one model over ranks.
 
 A process that samples holds a whole model. With these keys Axolotl would make it join a process
 group."""
 
 
 class GenerationPlan(NamedTuple):
-    """What a generation step has to do; `with_test`: the `test_datasets` lack responses too."""
+    """Work of a generation step; `with_test` is True if the `test_datasets` lack responses too."""
 
     config: TSpinConfig
     run: RunDirectory
@@ -82,7 +82,7 @@ class GenerationPlan(NamedTuple):
     with_test: bool
 
     def check_policy(self) -> str:
-        """The fingerprint of the policy to sample from; see `check_start_policy`."""
+        """Compute the fingerprint of the policy to sample from; see `check_start_policy`."""
         return check_start_policy(
             self.run,
             self.due.iteration,
@@ -96,7 +96,7 @@ def prepare_training(cfg: RawConfig) -> str:
     """Point Axolotl at the due iteration's triplets, policy and output folder.
 
     Returns:
-        What was found, in words: the same on all ranks that see the same run directory.
+        A description of the step, the same on all ranks that see the same run directory.
 
     Raises:
         TSpinError: the iteration has no triplets yet, the run directory belongs to another
@@ -181,7 +181,7 @@ def prepare_generation(cfg: RawConfig) -> GenerationPlan:
 
 
 def prepare_import(cfg: RawConfig) -> GenerationPlan:
-    """Point Axolotl at annotated data that already has its responses, to begin a run with.
+    """Point Axolotl at annotated data that already has responses, to begin a run with.
 
     Raises:
         TSpinError: there is a run already, or the data sets have no responses.
@@ -232,8 +232,8 @@ def _prepare_direct_training(
     if config.has_reference:
         raise TSpinError(
             f"`t_spin.method: {config.method}` needs log-probabilities under the policy that "
-            f"the iteration starts from, which are kept in a run directory; {run.path} is "
-            "none. Begin one with the data sets' responses: `axolotl t-spin import`"
+            f"the iteration starts from, which are kept in a run directory; {run.path} is not "
+            "one. Begin one with the data sets' responses: `axolotl t-spin import`"
         )
     _resolve(cfg, config, "train", run, initial, config.iteration, direct=True)
     cfg["dataset_prepared_path"] = _prepared_path(cfg, data_files(cfg["datasets"]))
@@ -258,7 +258,7 @@ def _what_lacks(config: TSpinConfig, run: RunDirectory, number: int) -> str:
 def _point_at_triplets(
     cfg: RawConfig, config: TSpinConfig, run: RunDirectory, number: int
 ) -> list[Path]:
-    """Put triplets in place of the data sets; the files that decide what the rows are."""
+    """Put triplets in place of the data sets; return the files that decide what the rows are."""
     files = []
     for split, key in (("train", "datasets"), ("test", "test_datasets")):
         if split in run.splits():
@@ -287,13 +287,14 @@ def _log_training(cfg: RawConfig, config: TSpinConfig, number: int, policy: Poli
 
 
 def _responses_differ(iteration: Iteration) -> bool:
-    """Whether imported triplets have other synthetic than proto-synthetic responses."""
+    """True if imported triplets have synthetic responses that differ from their proto-synthetic
+    ones."""
     metadata = read_metadata(iteration.triplets("train"), verify=False)
     return metadata.get("synthetic_is_not_proto_synthetic", 0) > 0
 
 
 def _begin(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory, Policy, dict[str, Any]]:
-    """What both tasks do first: check the YAML, and take T-SPIN's own names out of it."""
+    """Check the YAML, and translate T-SPIN's own names in it; every task does this first."""
     check_shape(cfg)
     config = parse_t_spin(cfg)
     refuse_contradictions(cfg)
@@ -323,10 +324,10 @@ def _resolve(
     responses_differ: bool = False,
     **flags: Any,
 ) -> None:
-    """Leave the outcome in `t_spin.resolved` and take `rl` away.
+    """Write the result to `t_spin.resolved` and remove `rl`.
 
     Args:
-        responses_differ: y′ is not y0 in iteration 0's triplets, which were imported so.
+        responses_differ: True if y′ is not y0 in iteration 0's triplets, as after some imports.
     """
     beta = config.beta if config.has_history else 0.0
     if iteration == 0 and beta and not (responses_differ or config.historical_at_iteration_0):
@@ -351,10 +352,10 @@ def _resolve(
 
 
 def _prepared_path(cfg: RawConfig, files: list[Path]) -> str:
-    """A folder for Axolotl's prepared data that changes whenever the rows would.
+    """Name a folder for Axolotl's prepared data that changes whenever the rows would.
 
-    Axolotl keys prepared data by its own configuration keys alone: not by content, and not by
-    ours.
+    Axolotl keys prepared data only by its own configuration keys, not by the data's content or by
+    our keys.
     """
     key = digest(
         [
@@ -367,6 +368,6 @@ def _prepared_path(cfg: RawConfig, files: list[Path]) -> str:
 
 
 def _write_training_config(path: Path, cfg: RawConfig) -> None:
-    """The YAML as it is trained with: `axolotl train` on this file repeats the step."""
+    """Write the YAML that is trained with; `axolotl train` on this file repeats the step."""
     text = yaml.safe_dump(plain(dict(cfg)), sort_keys=False, allow_unicode=True)
     write_atomically(path, lambda temporary: temporary.write_text(text))

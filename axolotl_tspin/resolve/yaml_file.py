@@ -1,6 +1,6 @@
-"""The YAML as the user wrote it: parsed, and of the right types where we read it.
+"""Reader of the user's YAML, with checks of the types of the keys that we read.
 
-Axolotl validates the rest later. What is checked here is read before that.
+We read these keys before Axolotl validates the YAML.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -72,7 +72,7 @@ class Shape(BaseModel):
 
 
 def read_yaml(path: str | Path) -> DictDefault:
-    """A YAML as the user wrote it; TSpinError unless it is one of `rl: t_spin`."""
+    """Read a YAML as the user wrote it; TSpinError unless it has `rl: t_spin`."""
     content = parse_yaml(path)
     if content.get("rl") != RL_TYPE:
         raise TSpinError(f"{path}: `rl: {content.get('rl')}`; `axolotl t-spin` needs `rl: t_spin`")
@@ -81,7 +81,7 @@ def read_yaml(path: str | Path) -> DictDefault:
 
 
 def inspect_run(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory]:
-    """A YAML's settings and its run directory, with nothing else looked at."""
+    """Get a YAML's settings and its run directory, without reading the rest."""
     if not cfg.get("output_dir"):
         raise TSpinError("`output_dir` is missing from the YAML; `rl: t_spin` needs it")
     config = parse_t_spin(cfg)
@@ -89,7 +89,7 @@ def inspect_run(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory]:
 
 
 def parse_t_spin(cfg: RawConfig) -> TSpinConfig:
-    """The `t_spin` block, or its defaults; TSpinError for what is wrong in it."""
+    """Read the `t_spin` block, or its defaults; TSpinError names what is wrong in it."""
     block = cfg.get("t_spin") or {}
     try:
         return TSpinConfig.model_validate(plain(block))
@@ -131,7 +131,7 @@ def check_shape(cfg: Mapping[str, Any], where: str = "") -> None:
     """Check the types of the keys that we read.
 
     Args:
-        where: what the error says before the key, such as the file's name.
+        where: text in the error before the key, such as the file's name.
 
     Raises:
         TSpinError: names the key, what it holds and what is expected.
@@ -147,7 +147,7 @@ def check_shape(cfg: Mapping[str, Any], where: str = "") -> None:
 
 
 def plain(value: Any) -> Any:
-    """Axolotl's dictionaries as plain ones, all the way down."""
+    """Convert Axolotl's dictionaries to plain ones, at every depth."""
     if isinstance(value, DictDefault):
         return value.to_dict()
     if isinstance(value, dict):
@@ -158,7 +158,7 @@ def plain(value: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
-    """A value in a few words."""
+    """Describe a value in a few words."""
     if isinstance(value, Mapping):
         return "a block of keys" if value else "an empty block"
     if isinstance(value, list):

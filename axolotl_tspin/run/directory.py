@@ -1,6 +1,6 @@
-"""The run directory (`output_dir`): what it holds, and which step its contents say is due.
+"""The run directory (`output_dir`): its files, and the step that is due according to them.
 
-    t_spin.json                      what the run is: its configuration's identity, versions
+    t_spin.json                      the manifest: the configuration's identity, versions
     fingerprints.json                fingerprints of weights that were read once
     prompts/train.parquet            the annotated data as token ids, frozen at the first step
     iteration_0/
@@ -9,15 +9,15 @@
         triplets/train.parquet       complete triplets; their existence ends the generation step
         reference/iteration_0/train.parquet
                                      log-probabilities of an iteration's triplets under the policy
-                                     that this one starts from, where the method needs them; then
-                                     their existence ends the generation step
+                                     that this one starts from. Only for methods that need them:
+                                     there, their existence ends the generation step
         train.yml                    the resolved YAML of the training
         model/                       Axolotl's output folder: checkpoints and the trained policy
         trained.json                 its existence ends the training step
         diagnostics/train.parquet    log-probabilities of triplets under the trained policy
-        diagnostics/figures.json     what status and report show of the iteration
+        diagnostics/figures.json     the iteration's figures for status and report
 
-`test` files lie beside `train` files where the YAML has `test_datasets`.
+`test` files lie next to `train` files where the YAML has `test_datasets`.
 """
 
 import json
@@ -43,7 +43,7 @@ class Due(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """Where a policy's weights are: a model, and the adapter on it if there is one."""
+    """Places of a policy's weights: a model, and the adapter on it if there is one."""
 
     base_model: str
     adapter_dir: str | None = None
@@ -87,7 +87,7 @@ class Iteration(NamedTuple):
         return self.path / "diagnostics" / "figures.json"
 
     def last_checkpoint(self) -> Path | None:
-        """The newest checkpoint that was written to its end (its trainer state is last)."""
+        """Find the newest checkpoint that is complete (its trainer state is written last)."""
         checkpoints = [
             path
             for path in self.model.glob("checkpoint-*")
@@ -97,12 +97,12 @@ class Iteration(NamedTuple):
         return max(checkpoints, key=lambda path: int(path.name.split("-")[-1]), default=None)
 
     def training_record(self) -> dict[str, Any]:
-        """What `mark_trained` kept of a trained iteration."""
+        """Read the record that `mark_trained` wrote."""
         return json.loads(self.trained_marker.read_text())
 
     def training_log(self) -> tuple[list[dict[str, Any]], tuple[int, int] | None]:
-        """What the trainer logged, and how many steps it did of how many: of a finished training,
-        or at its last checkpoint."""
+        """Read the trainer's log, and (steps done, steps in all), from a finished training or from
+        its last checkpoint."""
         if self.trained_marker.exists():
             history = self.training_record()["log_history"]
             steps = max((entry["step"] for entry in history), default=0)
@@ -114,7 +114,7 @@ class Iteration(NamedTuple):
         return [], None
 
     def check_trained(self) -> None:
-        """Raises TSpinError unless the policy's files are all there."""
+        """Raise TSpinError unless all of the policy's files exist."""
         adapter = (self.model / "adapter_config.json").exists() and any(
             (self.model / name).exists() for name in ADAPTER_WEIGHTS
         )
@@ -129,10 +129,10 @@ class Iteration(NamedTuple):
             )
 
     def mark_trained(self, record: Mapping[str, Any]) -> None:
-        """Ends the training step.
+        """End the training step.
 
         Args:
-            record: at least `policy`, the fingerprint of what was trained.
+            record: at least `policy`, the fingerprint of the trained policy.
         """
         write_json(self.trained_marker, record)
 
@@ -142,8 +142,8 @@ class RunDirectory:
 
     Args:
         path: the YAML's `output_dir`.
-        reference_window: of how many iterations before its own an iteration needs reference
-            log-probabilities; None: of none at all.
+        reference_window: number of earlier iterations whose triplets also need reference
+            log-probabilities; None if no iteration needs any.
     """
 
     def __init__(self, path: str | Path, reference_window: int | None = None) -> None:
@@ -153,33 +153,33 @@ class RunDirectory:
         self.fingerprints = self.path / "fingerprints.json"
 
     def exists(self) -> bool:
-        """Whether a run has begun here, that is whether its prompts are frozen."""
+        """True if a run has begun here, that is, if its prompts are frozen."""
         return self.manifest.exists()
 
     def prompts(self, split: str) -> Path:
         return self.path / "prompts" / f"{split}.parquet"
 
     def splits(self) -> list[str]:
-        """The splits that the run has prompts of; what a failed first step left is no run's."""
+        """List the splits that the run has prompts for; prompts that a failed first step left do
+        not count."""
         return [split for split in SPLITS if self.exists() and self.prompts(split).exists()]
 
     def iteration(self, number: int) -> Iteration:
         return Iteration(self.path / f"iteration_{number}")
 
     def window(self, number: int, split: str, size: int) -> list[int]:
-        """The iterations whose triplets iteration `number` works on, the oldest first: of the
-        training split also the `size` before."""
+        """List the iterations whose triplets iteration `number` works on, the oldest first: its own
+        and, for the training split, the `size` before it."""
         return list(range(max(0, number - size), number + 1)) if split == "train" else [number]
 
     def reference(self, number: int, triplets: Path) -> Path:
-        """Where iteration `number` keeps its reference log-probabilities of some iteration's
-        triplets."""
+        """Path of iteration `number`'s reference log-probabilities of some iteration's triplets."""
         of = triplets.parent.parent.name
         return self.iteration(number).path / "reference" / of / triplets.name
 
     def references(self, number: int) -> list[tuple[Path, Path]]:
-        """The triplets of which iteration `number` needs reference log-probabilities, each with
-        the place of these."""
+        """List the triplets that iteration `number` needs reference log-probabilities of, each with
+        the path of these."""
         if self.reference_window is None:
             return []
         needed = [
@@ -190,7 +190,7 @@ class RunDirectory:
         return [(triplets, self.reference(number, triplets)) for triplets in needed]
 
     def check_writable(self) -> None:
-        """Raises TSpinError where nothing can be written, before anything is computed."""
+        """Raise TSpinError if nothing can be written, before anything is computed."""
         probe = temporary_beside(self.path / "writable")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -199,16 +199,16 @@ class RunDirectory:
         except OSError as error:
             raise TSpinError(
                 f"`output_dir: {self.path}` is not a folder that can be written to "
-                f"({error.strerror}); free the place or name another"
+                f"({error.strerror}); clear the path or name another"
             ) from error
 
     def clear_unbegun(self) -> None:
-        """Delete what a first step that failed before the run began has frozen, or imported.
+        """Delete what was frozen or imported by a first step that failed before the run began.
 
-        Responses stay: they carry which prompts they answer.
+        Responses stay, because they record which prompts they answer.
 
         Raises:
-            TSpinError: an iteration is trained here, so that only the manifest is missing.
+            TSpinError: an iteration is trained here, so only the manifest is missing.
         """
         if self.iteration(0).trained_marker.exists():
             raise TSpinError(
@@ -222,7 +222,7 @@ class RunDirectory:
     def begin(
         self, identity: Mapping[str, Any], versions: Mapping[str, str], *, initial_policy: str
     ) -> None:
-        """Record what the run is; from here on it exists.
+        """Write the manifest; from here on the run exists.
 
         Args:
             initial_policy: the fingerprint of θ0's weights.
@@ -245,8 +245,8 @@ class RunDirectory:
         """Refuse a run directory that another configuration made.
 
         Args:
-            identity: the settings that decide what prompts, responses and policies mean. Keys
-                that only one side has are not compared.
+            identity: the settings that decide what prompts, responses and policies mean. A key
+                that only one side has is not compared.
         """
         try:
             recorded = json.loads(self.manifest.read_text())
@@ -272,7 +272,7 @@ class RunDirectory:
             )
 
     def step_of(self, number: int) -> Due:
-        """The step that iteration `number` is at."""
+        """Find the step that iteration `number` is at."""
         iteration = self.iteration(number)
         if iteration.trained_marker.exists():
             return Due(number, "done")
@@ -282,8 +282,8 @@ class RunDirectory:
         return Due(number, "train" if complete else "generate")
 
     def due(self, iterations: int, pinned: int | None = None) -> Due:
-        """The first unfinished iteration, or the pinned one, and its step; "done" with the last
-        iteration where nothing is left.
+        """Find the first unfinished iteration, or the pinned one, and its step; "done" with the
+        last iteration if nothing is left.
 
         Raises:
             TSpinError: the iteration before the pinned one has not been trained.
@@ -299,7 +299,7 @@ class RunDirectory:
         return next((due for due in steps if due.step != "done"), steps[-1])
 
     def drop_models_before(self, number: int) -> list[int]:
-        """Delete the policies of the iterations before `number`; which ones had any."""
+        """Delete the policies of the iterations before `number`; return the ones that had any."""
         dropped = [t for t in range(number) if self.iteration(t).model.exists()]
         for t in dropped:
             shutil.rmtree(self.iteration(t).model)
@@ -310,8 +310,8 @@ class RunDirectory:
 
         Args:
             initial: the YAML's `base_model` (and `lora_model_dir`).
-            adapter: whether the YAML trains an adapter. It is continued from iteration to
-                iteration on the unchanged base model, never merged.
+            adapter: True if the YAML trains an adapter. Every iteration continues it on the
+                unchanged base model; it is never merged.
         """
         if number < 0:
             return initial

@@ -1,4 +1,4 @@
-"""An iteration's triplets as a plain data set (`axolotl t-spin export`)."""
+"""Export of an iteration's triplets as a plain data set (`axolotl t-spin export`)."""
 
 import json
 import tempfile
@@ -21,23 +21,22 @@ Row = dict[str, Any]
 HUB = "hub:"
 COLUMNS = ["messages", "prompt", "annotated", "synthetic", "proto_synthetic"]
 GROUP = 1000
-"""Rows that are held at a time."""
+"""Rows held in memory at a time."""
 
 
 def export(triplets: Path, target: str, style: Format) -> int:
-    """Write an iteration's triplets; how many rows that were.
+    """Write an iteration's triplets; return the number of rows.
 
     Args:
         triplets: the iteration's file.
         target: `*.parquet`, `*.jsonl`, or `hub:<user>/<data set>`.
-        style: "triplets" (prompt, annotated, synthetic, proto_synthetic, where the generated ones
-            come from, and messages: None where the data had plain text), "trl" (TRL's preference
+        style: "triplets" (prompt, annotated, synthetic, proto_synthetic, the generated ones'
+            provenance, and messages, which are None for plain text), "trl" (TRL's preference
             format: prompt, chosen = annotated, rejected = synthetic), or "spin" (SPIN's: real,
             generated).
 
     Raises:
-        TSpinError: the target's ending is none of these, or the format or the file cannot hold
-            the rows.
+        TSpinError: the target is none of these, or the format or the file cannot hold the rows.
     """
     of_style = {"triplets": _triplet_rows, "trl": _trl_rows, "spin": _spin_rows}[style]
 
@@ -75,7 +74,7 @@ def _write_jsonl(rows: Callable[[], Iterator[Row]], path: Path) -> int:
 
 
 def _write_parquet(rows: Callable[[], Iterator[Row]], path: Path) -> int:
-    """In two passes: a message late in the file can have keys that no earlier one has."""
+    """Write in two passes: a message late in the file can have keys that no earlier one has."""
     written = 0
     try:
         schema = pa.schema([])
@@ -88,7 +87,7 @@ def _write_parquet(rows: Callable[[], Iterator[Row]], path: Path) -> int:
                 written += len(group)
     except pa.ArrowException as error:
         raise TSpinError(
-            f"a Parquet column holds values of one type, and keys of these messages have several "
+            f"a Parquet column holds values of one type, but these messages have keys with several "
             f"({' '.join(str(error).split())[:300]}). Export to *.jsonl"
         ) from error
     return written
@@ -110,7 +109,7 @@ def _triplet_rows(triplets: Path) -> Iterator[Row]:
 
 
 def _trl_rows(triplets: Path) -> Iterator[Row]:
-    """Conversational where the data was, else plain text under the run's own template."""
+    """Yield messages where the data had messages, else plain text under the run's template."""
     first: bool | None = None
     for number, row in enumerate(iterate_triplets(triplets, COLUMNS)):
         messages = _messages(row)
@@ -144,8 +143,8 @@ def _messages(row: Row) -> list[dict[str, Any]] | None:
 
 
 def _of_one_shape(message: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of tool calls as JSON text: a column of a data set has one type, and they have
-    as many as there are tools. They are read so, too."""
+    """Turn the arguments of tool calls into JSON text: a column of a data set has one type, but
+    each tool has its own arguments. The strategies read JSON text too."""
     if not message.get("tool_calls"):
         return message
     calls = []

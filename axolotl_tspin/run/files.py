@@ -10,7 +10,7 @@ from typing import Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Give `write` a temporary path beside `path` and put the result in place in one step."""
+    """Give `write` a temporary path next to `path` and put the result in place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     try:
@@ -28,11 +28,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def digest(value: Any) -> str:
-    """A short hash of anything that JSON can write."""
+    """Compute a short hash of anything that JSON can write."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def temporary_beside(path: Path) -> Path:
-    """What a file is called until it is whole; no other process, on any machine, calls one so."""
-    # Not only by the process's number: on another machine it may be the same.
+    """Make the name of a file until it is complete; no other process on any machine uses it."""
+    # The process's id alone is not enough: another machine may have the same one.
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")

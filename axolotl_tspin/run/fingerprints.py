@@ -1,4 +1,4 @@
-"""Fingerprints of policies: of the weights themselves, whatever folder they lie in."""
+"""Fingerprints of policies: hashes of the weights themselves, whatever their folder."""
 
 import hashlib
 import json
@@ -15,15 +15,15 @@ NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin")
 
 
 def policy_fingerprint(policy: Policy, remembered: Path, revision: str | None = None) -> str:
-    """A hash of a policy's weights, and of its adapter's if it has one.
+    """Hash a policy's weights, and its adapter's if it has one.
 
-    Tensors are hashed by name, type, shape and content, so that the same weights in another
-    folder, or split into other files, have the same fingerprint.
+    Tensors are hashed by name, type, shape and content, so the same weights in another folder,
+    or split into other files, have the same fingerprint.
 
     Args:
-        remembered: a JSON file of fingerprints; weights whose files have not changed since (size
-            and time) are not read again.
-        revision: of a model on the hub.
+        remembered: a JSON file of fingerprints. Weights whose files have the same size and time as
+            before are not read again.
+        revision: revision of a model on the hub.
 
     Raises:
         TSpinError: no weights are found.
@@ -35,7 +35,7 @@ def policy_fingerprint(policy: Policy, remembered: Path, revision: str | None = 
 
 
 def weights_size(policy: Policy, revision: str | None = None) -> int | None:
-    """Bytes of the base model's weight files; None where they are not on this machine yet."""
+    """Count the bytes of the base model's weight files; None if they are not on this machine."""
     try:
         files = _weight_files(_folder(policy.base_model, revision, download=False))
     except TSpinError:
@@ -44,7 +44,7 @@ def weights_size(policy: Policy, revision: str | None = None) -> int | None:
 
 
 def _folder(name: str, revision: str | None, *, download: bool = True) -> Path:
-    """The folder of a model on disk, or of the hub's copy of it."""
+    """Find the folder of a model on disk, or of the local copy of a hub's model."""
     if Path(name).is_dir():
         return Path(name)
     from huggingface_hub import snapshot_download
@@ -67,9 +67,9 @@ def _folder(name: str, revision: str | None, *, download: bool = True) -> Path:
 
 
 def _hub_filter(pattern: str) -> dict[str, Any]:
-    """What of a hub's model to download: one kind of weights, of the top folder alone.
+    """Select what to download of a hub's model: one kind of weights, from the top folder only.
 
-    The hub's `*` also stands for folders.
+    The hub's `*` also matches folders.
     """
     return {"allow_patterns": [pattern], "ignore_patterns": ["*/*", *NOT_WEIGHTS]}
 
@@ -78,8 +78,8 @@ def _remembered(folder: Path, remembered: Path) -> str:
     files = _weight_files(folder)
     if not files:
         raise TSpinError(
-            f"{folder} holds no weights ({', '.join(WEIGHT_FILES)}): it is no policy, or "
-            "`t_spin.keep_models` let them go"
+            f"{folder} holds no weights ({', '.join(WEIGHT_FILES)}): it is not a policy, or "
+            "`t_spin.keep_models` deleted them"
         )
     stats = [file.stat() for file in files]
     key = digest(
@@ -89,7 +89,7 @@ def _remembered(folder: Path, remembered: Path) -> str:
     if key not in known:
         value = _weights_hash(files)
         if rank() == 0:
-            # Read again, since another process may have added to it during the hashing.
+            # Read it again: another process may have added to it during the hashing.
             write_json(remembered, {**_read(remembered), key: value})
         return value
     return known[key]
@@ -103,7 +103,7 @@ def _read(remembered: Path) -> dict[str, str]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The weights of the first kind that the folder has."""
+    """List the weight files of the first kind that the folder has."""
     for pattern in WEIGHT_FILES:
         files = sorted(f for f in folder.glob(pattern) if f.name not in NOT_WEIGHTS)
         if files:

@@ -1,8 +1,8 @@
 """The frozen prompts of a run, cut into blocks of rows.
 
 A run's rows are cut into blocks once, when its prompts are frozen. A block is a row group of
-`prompts/train.parquet` and of every iteration's triplets, and a file of sampled responses. So no
-step holds more than a few blocks in memory, and one process at a time works on a block.
+`prompts/train.parquet`, a row group of every iteration's triplets, and a file of sampled
+responses. A step holds only a few blocks in memory, and one process at a time works on a block.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class Prompts:
         path: the file.
 
     Raises:
-        TSpinError: the file is missing, torn or altered.
+        TSpinError: the file is missing, incomplete or altered.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,7 +73,7 @@ class Prompts:
             return file.read_row_group(block, columns=list(columns) if columns else None)
 
     def first_rows_with_same_prompt(self) -> np.ndarray:
-        """(rows,) int64: for each row the first one that has its prompt."""
+        """(rows,) int64: for each row the first row with the same prompt."""
         with open_groups(self.path) as file:
             hashes = file.read(columns=["prompt_hash"])["prompt_hash"].to_numpy()
         _, first, inverse = np.unique(
@@ -88,8 +88,8 @@ def freeze_prompts(path: Path, rows: Iterable[Mapping[str, Any]], count: int) ->
     """Write the annotated rows that a whole run works on.
 
     Args:
-        rows: as `TripletDataset` leaves them for generation.
-        count: how many there are.
+        rows: rows as `TripletDataset` makes them for generation.
+        count: number of rows.
     """
     block_rows = min(max(-(-count // BLOCKS_AT_LEAST), SMALLEST_BLOCK), LARGEST_BLOCK)
     fingerprint = hashlib.sha256()
@@ -123,10 +123,10 @@ def freeze_prompts(path: Path, rows: Iterable[Mapping[str, Any]], count: int) ->
 
 
 def prompt_hash(prompt_ids: Sequence[int]) -> str:
-    """A prompt's hash: of its token ids."""
+    """Hash a prompt's token ids."""
     return hashlib.sha256(np.asarray(prompt_ids, dtype=np.int32).tobytes()).hexdigest()[:16]
 
 
 def messages_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """A prompt's messages as the data set had them; None where it had plain text."""
+    """Read a prompt's messages as the data set had them; None for plain text."""
     return json.loads(row["messages"]) if row["messages"] else None

@@ -1,4 +1,4 @@
-"""Names of data and models, as they may be kept in a run directory and published."""
+"""Names of data and models in a form that is safe to store and to publish."""
 
 import os
 import re
@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 FILES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".txt", ".arrow", ".gz", ".zst")
-"""Endings of what is a file and no data set of the hub."""
+"""Endings that mark a file rather than a data set on the hub."""
 
 
 def without_credentials(name: str) -> str:
-    """A URL without user, password, query and fragment, which can hold keys; else what it was."""
+    """Remove user, password, query and fragment, which can hold keys, from a URL; leave other
+    names unchanged."""
     if "://" not in name:
         return name
     return re.sub(r"://[^/?#]*@", "://", re.split(r"[?#]", name)[0])
 
 
 def public_name(name: str) -> str:
-    """A hub name as it is, a URL without its credentials, of a local path the last part: the rest
-    means nothing elsewhere, or tells of this machine."""
+    """Shorten a local path to its last part and take the credentials out of a URL; a hub name
+    stays. The rest of a path means nothing elsewhere, or reveals something about this machine."""
     if "://" in name:
         return without_credentials(name)
     is_local = (
@@ -32,12 +33,12 @@ def public_name(name: str) -> str:
 
 
 def on_the_hub(name: str) -> bool:
-    """Whether a public name is one of the hub's."""
+    """True if a public name is a name on the hub."""
     return "/" in name and "://" not in name
 
 
 def data_without_credentials(value: Any) -> Any:
-    """`datasets:` or a part of it, its URLs (in `path` and `data_files`) without credentials."""
+    """Copy `datasets:` or a part of it, without credentials in its URLs (`path`, `data_files`)."""
     if isinstance(value, list):
         return [data_without_credentials(item) for item in value]
     if not isinstance(value, Mapping):

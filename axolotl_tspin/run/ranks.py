@@ -1,4 +1,4 @@
-"""The ranks of one training before they have a process group: they go on together or not at all."""
+"""Agreement of a training's ranks before they have a process group: all go on, or none."""
 
 import itertools
 import json
@@ -10,28 +10,28 @@ from datetime import timedelta
 from axolotl_tspin.errors import TSpinError
 
 PATIENCE = timedelta(minutes=30)
-"""How long ranks wait for one that hashes a large model's weights."""
+"""Longest wait for a rank that hashes a large model's weights."""
 
 _steps = itertools.count()
 
 
 def rank() -> int:
-    """This process's rank over all nodes; 0 where there is no launcher."""
+    """This process's rank over all nodes; 0 without a launcher."""
     return int(os.environ.get("RANK", 0))
 
 
 def in_step(work: Callable[[], str]) -> None:
-    """Rank 0 does the work, then the others; all fail where one does.
+    """Run the work on rank 0, then on the others; if one fails, all fail.
 
-    Under torchrun and `accelerate launch`. Other launchers give processes no way to speak before
-    the process group exists: there each rank does its work alone.
+    This holds under torchrun and `accelerate launch`. Other launchers give processes no way to
+    communicate before the process group exists, so there each rank does its work alone.
 
     Args:
-        work: returns what all ranks have to agree on.
+        work: returns the value that all ranks have to agree on.
 
     Raises:
-        TSpinError: the work failed here or on another rank, or a rank came to another result than
-            rank 0, which happens on nodes that do not share the run directory.
+        TSpinError: the work failed here or on another rank, or a rank's result differs from rank
+            0's, which happens on nodes that do not share the run directory.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -59,7 +59,7 @@ def in_step(work: Callable[[], str]) -> None:
         mine["error"] = str(error) or type(error).__name__
         if rank() > 0 and isinstance(error, TSpinError):
             mine["error"] += (
-                f". Rank 0 on {first['host']} went on: `output_dir` has to hold the same on every "
+                f". Rank 0 on {first['host']} went on. `output_dir` must hold the same on every "
                 "node; put it on a file system that they share"
             )
             raise TSpinError(f"rank {rank()} on {mine['host']}: {mine['error']}") from error

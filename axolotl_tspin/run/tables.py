@@ -1,7 +1,7 @@
-"""Parquet files that are written whole or not at all, and say when they were altered.
+"""Parquet files that are written whole or not at all, and that reveal any later change.
 
 The footer holds JSON metadata, with the SHA-256 of all bytes before the footer and of the footer
-itself (with zeros in that digest's own place). No torch, no axolotl.
+itself (with zeros in place of that digest). No torch, no axolotl.
 """
 
 import hashlib
@@ -21,23 +21,23 @@ from axolotl_tspin.run.files import temporary_beside
 
 METADATA_KEY = b"t_spin"
 CHECKSUM = b'"checksum": "'
-"""Stands in the footer right before its digest, the last value in the JSON."""
+"""Text in the footer right before its digest, which is the last value in the JSON."""
 
 UNSIGNED = b"0" * 64
 READ_SIZE = 1 << 20
 
 
 class DamagedTable(TSpinError):
-    """A file that is torn, altered, or not one of ours."""
+    """A file that is incomplete, altered, or not one of ours."""
 
 
 class TableWriter:
     """Writes a table group by group; `close` puts the file in place.
 
     Args:
-        path: the file; until `close`, a temporary one stands beside it.
-        schema: of every group.
-        replace: False leaves an existing file as it is: the first writer wins.
+        path: the file; until `close`, the data is in a temporary file next to it.
+        schema: schema of every group.
+        replace: False leaves an existing file unchanged: the first writer wins.
     """
 
     def __init__(self, path: Path, schema: pa.Schema, *, replace: bool = True) -> None:
@@ -52,9 +52,9 @@ class TableWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Leaves nothing behind where `close` was not reached."""
+        """Leave nothing behind if `close` was not reached."""
         try:
-            # On a full disk, closing fails too; and the writer would try it once more when it is
+            # On a full disk, closing fails too. Unclosed, the writer would try again when it is
             # deleted.
             with suppress(OSError, ValueError, pa.ArrowException):
                 self._writer.close()
@@ -67,10 +67,10 @@ class TableWriter:
         self._writer.write_table(group, row_group_size=max(group.num_rows, 1))
 
     def close(self, metadata: Mapping[str, Any]) -> bool:
-        """End the file and put it in place.
+        """Finish the file and put it in place.
 
         Returns:
-            Whether this writer's file is the one in place (always, with `replace`).
+            True if this writer's file is the one in place (always, with `replace`).
         """
         record = {
             "metadata": dict(metadata),
@@ -98,13 +98,13 @@ def write_table(
 
 
 def read_metadata(path: Path, *, verify: bool = True) -> dict[str, Any]:
-    """A file's metadata, after its checksums were verified.
+    """Verify a file's checksums and read its metadata.
 
     Args:
-        verify: False leaves out the bytes before the footer (the footer is always verified).
+        verify: False skips the bytes before the footer (the footer is always verified).
 
     Raises:
-        DamagedTable: the file is missing, torn, altered, or not one of ours.
+        DamagedTable: the file is missing, incomplete, altered, or not one of ours.
     """
     with _damage_named(path):
         record, footer_start = _read_record(path)
@@ -114,23 +114,23 @@ def read_metadata(path: Path, *, verify: bool = True) -> dict[str, Any]:
 
 
 def read_checksum(path: Path) -> str:
-    """SHA-256 of a file's data as the (verified) footer has it; DamagedTable as for
+    """Read the SHA-256 of a file's data from its (verified) footer; DamagedTable as for
     `read_metadata`."""
     with _damage_named(path):
         return _read_record(path)[0]["data"]
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
-    """A whole table and its metadata; DamagedTable as for `read_metadata`."""
+    """Read a whole table and its metadata; DamagedTable as for `read_metadata`."""
     metadata = read_metadata(path)
-    # Through an open file, so that a folder's name such as `a=b` is not taken for a partition.
+    # Given a path, pyarrow would read a folder's name such as `a=b` as a partition.
     with _damage_named(path), open(path, "rb") as file:
         return pq.read_table(file, columns=columns).replace_schema_metadata(), metadata
 
 
 @contextmanager
 def open_groups(path: Path) -> Iterator[pq.ParquetFile]:
-    """The file for reading group by group (unverified: see `read_metadata`)."""
+    """Open a file to read it group by group (unverified: see `read_metadata`)."""
     with _damage_named(path):
         file = pq.ParquetFile(path)
     with file:
@@ -146,7 +146,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 class _HashedFile(io.RawIOBase):
-    """A file for writing that keeps the SHA-256 of what was written."""
+    """A file for writing that keeps the SHA-256 of the written data."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "w+b")  # noqa: SIM115 (closed with this object)
@@ -182,17 +182,17 @@ class _HashedFile(io.RawIOBase):
 
 
 def _read_record(path: Path) -> tuple[dict[str, Any], int]:
-    """What the footer holds, and where it begins."""
-    # Before anything else reads the footer: what was altered there may mean anything.
+    """Read the footer's record, and the position where the footer begins."""
+    # Check it before anything else reads it: an altered footer may hold anything.
     footer_start = _check_footer(path)
     with pq.ParquetFile(path) as file:
         return json.loads(file.metadata.metadata[METADATA_KEY]), footer_start
 
 
 def _check_footer(path: Path) -> int:
-    """Where a file's footer begins; ValueError if the footer was altered."""
+    """Find where a file's footer begins; ValueError if the footer was altered."""
     with open(path, "rb") as file:
-        # The footer's length stands before the last 4 bytes.
+        # The footer's length is right before the last 4 bytes.
         end = file.seek(-8, os.SEEK_END)
         start = end - int.from_bytes(file.read(4), "little")
         file.seek(start)
@@ -204,7 +204,7 @@ def _check_footer(path: Path) -> int:
 
 
 def _checksum_place(footer: bytes) -> int:
-    """Where in the footer its digest is; ValueError if there is none."""
+    """Find the digest's place in the footer; ValueError if there is none."""
     return footer.rindex(CHECKSUM) + len(CHECKSUM)
 
 
@@ -214,7 +214,7 @@ def _footer_checksum(footer: bytes, place: int) -> bytes:
 
 
 def _data_checksum(path: Path, size: int) -> str:
-    """SHA-256 of a file's first bytes."""
+    """Compute the SHA-256 of a file's first `size` bytes."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while size > 0 and (data := file.read(min(READ_SIZE, size))):
@@ -230,7 +230,7 @@ def _put_if_absent(temporary: Path, path: Path) -> bool:
     except FileExistsError:
         return False
     except OSError:
-        # A file system without hard links; the block's lock is then the only guard.
+        # The file system has no hard links. The block's lock is then the only guard.
         if path.exists():
             return False
         os.replace(temporary, path)

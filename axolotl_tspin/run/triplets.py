@@ -28,7 +28,7 @@ PROVENANCE = {
     "sampling": pa.string(),
     "engine": pa.string(),
 }
-"""What is recorded of each response: why it ended, its length without an end-of-turn token, the
+"""Columns recorded for each response: why it ended, its length without an end-of-turn token, the
 iteration it was sampled for, the policy's fingerprint, the sampling settings and the row's seed
 (JSON), and the engine with its version."""
 
@@ -42,7 +42,7 @@ RESPONSES_SCHEMA = pa.schema(
     }
 )
 SUFFIXES = {"text": "", "ids": "_ids", **{name: f"_{name}" for name in PROVENANCE}}
-"""What a response's fields add to its name among a triplet's columns."""
+"""Suffixes of a response's fields: with the response's name they give a triplet's columns."""
 
 TRIPLETS_SCHEMA = pa.schema(
     [
@@ -57,7 +57,7 @@ TRIPLETS_SCHEMA = pa.schema(
 
 
 def read_responses(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """A block's responses and their metadata; DamagedTable as for `read_table`."""
+    """Read a block's responses and their metadata; DamagedTable as for `read_table`."""
     table, metadata = read_table(path)
     if table.schema != RESPONSES_SCHEMA:
         raise DamagedTable(f"{path} cannot be read (its columns are not those of responses)")
@@ -65,12 +65,12 @@ def read_responses(path: Path) -> tuple[pa.Table, dict[str, Any]]:
 
 
 class Sources(NamedTuple):
-    """Where an iteration's triplets come from.
+    """Sources of an iteration's triplets.
 
     Attributes:
-        responses: path of a block's sampled responses.
+        responses: gives the path of a block's sampled responses.
         sampled: (rows,) bool, the rows that were to be sampled in this iteration.
-        first: (rows,) int64, for each row the one whose response it shares (itself, mostly).
+        first: (rows,) int64, for each row the row whose response it shares (mostly itself).
         previous: the last iteration's triplets, for rows that were not selected.
         initial: iteration 0's triplets, which hold the anchor; None at iteration 0.
     """
@@ -91,11 +91,11 @@ def assemble_triplets(
         record: further metadata of the file.
 
     Returns:
-        The metadata: rows, how many were sampled, kept from the iteration before, or copied from
-        a row with the same prompt, tokens sampled, seconds of sampling, reasons of ending.
+        The metadata: counts of rows, of those sampled, kept from the iteration before, or copied
+        from a row with the same prompt; tokens sampled, seconds of sampling, finish reasons.
 
     Raises:
-        DamagedTable: a file of responses, or of the triplets before.
+        DamagedTable: a file of responses, or of earlier triplets, is damaged.
     """
     shared = _shared_responses(prompts, sources)
     counts: Counter[str] = Counter()
@@ -153,21 +153,21 @@ def assemble_triplets(
 
 
 def needed_rows(prompts: Prompts, sampled: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """(rows,) bool: the rows that an engine is asked for, where rows may share a response."""
+    """(rows,) bool: the rows that an engine must sample, as rows may share a response."""
     needed = np.zeros(prompts.rows, dtype=bool)
     needed[first[sampled]] = True
     return needed
 
 
 def iterate_triplets(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of a triplets file, one at a time, after its checksums were verified."""
+    """Verify a triplets file's checksums and yield its rows, one at a time."""
     with open_groups(_verified(path)) as file:
         for group in range(file.num_row_groups):
             yield from file.read_row_group(group, columns=list(columns)).to_pylist()
 
 
 def triplets_of_rows(path: Path, rows: Sequence[int] | np.ndarray) -> list[TripletTokens]:
-    """The triplets of these rows, in the file's order, after its checksums were verified."""
+    """Verify a file's checksums and read the triplets of these rows, in the file's order."""
     wanted = set(np.asarray(rows).tolist())
     return [
         TripletTokens(*(row[name] for name in TOKEN_COLUMNS))
@@ -177,7 +177,7 @@ def triplets_of_rows(path: Path, rows: Sequence[int] | np.ndarray) -> list[Tripl
 
 
 def triplets_of_block(path: Path, block: int) -> list[TripletTokens]:
-    """The triplets of a block (unverified: see `read_metadata`)."""
+    """Read the triplets of a block (unverified: see `read_metadata`)."""
     with open_groups(path) as file:
         rows = file.read_row_group(block, columns=list(TOKEN_COLUMNS)).to_pylist()
     return [TripletTokens(*(row[name] for name in TOKEN_COLUMNS)) for row in rows]
@@ -192,16 +192,17 @@ def check_triplets(
     earlier_policies: Sequence[str] = (),
     allow_foreign: bool = False,
 ) -> list[str]:
-    """Refuse triplets that are damaged, or that this run's prompts and policies did not make.
+    """Refuse triplets that are damaged, or not made from this run's prompts and policies.
 
     Args:
         initial_policy, start_policy: fingerprints of θ0 and of the policy that the iteration
             starts from.
-        earlier_policies: of the run's other policies, whose responses a selection may have kept.
+        earlier_policies: fingerprints of the run's other policies, whose responses a selection may
+            have kept.
         allow_foreign: accept responses of other policies (other prompts are never accepted).
 
     Returns:
-        What `allow_foreign` let pass, in words.
+        Descriptions of what `allow_foreign` let pass.
 
     Raises:
         TSpinError: names the file, the rows, and what to do.
@@ -247,9 +248,8 @@ def check_triplets(
     if findings and not allow_foreign:
         raise TSpinError(
             f"{path}: {'; '.join(findings)}. Were the weights changed in their folder, or was the "
-            "file copied from another run? Put the policy back, or have the responses sampled "
-            "anew, or train on them nevertheless with `t_spin.allow_foreign: true`, which is "
-            "recorded"
+            "file copied from another run? Put the policy back, or sample the responses again, "
+            "or train on them nevertheless with `t_spin.allow_foreign: true`, which is recorded"
         )
     return findings
 
@@ -265,7 +265,7 @@ def _to_sample(prompts: Prompts, sources: Sources, block: int) -> bool:
 
 
 def _shared_responses(prompts: Prompts, sources: Sources) -> dict[int, dict[str, Any]]:
-    """The responses that rows of other blocks, or later ones, share."""
+    """Read the responses that other rows share, in the same block or in another."""
     wanted = {
         int(first)
         for row, first in enumerate(sources.first)
@@ -279,7 +279,7 @@ def _shared_responses(prompts: Prompts, sources: Sources) -> dict[int, dict[str,
 
 
 def _responses_of(file: Any, block: int, name: str) -> list[dict[str, Any]]:
-    """One of both responses in a block of triplets, under the names of RESPONSES_SCHEMA."""
+    """Read one of the two responses in a block of triplets, under RESPONSES_SCHEMA's names."""
     columns = {name + suffix: field for field, suffix in SUFFIXES.items()}
     table = file.read_row_group(block, columns=list(columns))
     return [{columns[k]: v for k, v in row.items()} for row in table.to_pylist()]

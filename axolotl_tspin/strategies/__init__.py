@@ -1,9 +1,9 @@
 """Dataset strategies: from a data set's rows to prompts and responses as token ids.
 
-`datasets[].type: t_spin.<name>` names one of the modules `chat_template`, `instruction`, `spin`;
-`triplets` reads what the generation step wrote. Each has the `load` that Axolotl calls. `rows`
-reads rows, `encoding` is the one place where prompts and responses become tokens, for training
-and for generation alike, and `tokenize` applies the two to a data set.
+`datasets[].type: t_spin.<name>` names one of the modules `chat_template`, `instruction`, `spin`.
+`triplets` reads the files of the generation step. Each has the `load` that Axolotl calls. `rows`
+reads rows. `encoding` is the only place where prompts and responses become tokens, for training
+and for generation. `tokenize` applies the two to a data set.
 """
 
 DATASET_KEYS = {
@@ -13,8 +13,8 @@ DATASET_KEYS = {
 }
 """This package's own keys of a `datasets:` entry, and the key that carries each through Axolotl.
 
-Axolotl drops keys of a data set that its schema does not know; these three of its schema are
-otherwise unused, and the first two enter its prepared-data hash.
+Axolotl drops keys of a data set that are not in its schema. These three schema keys are otherwise
+unused, and the first two enter its prepared-data hash.
 """
 
 LOADING_KEYS = (
@@ -31,7 +31,7 @@ LOADING_KEYS = (
     "preprocess_shards",
     "weight",
 )
-"""The keys of a `datasets:` entry with which Axolotl loads rows, whatever reads them then."""
+"""Keys of a `datasets:` entry with which Axolotl loads rows, for every strategy."""
 
 CHAT_KEYS = (
     "chat_template",
@@ -50,4 +50,4 @@ STRATEGY_KEYS = {
     "instruction": tuple(DATASET_KEYS),
     "spin": CHAT_KEYS,
 }
-"""The keys that each public strategy reads besides; others have no effect and are refused."""
+"""Keys that each public strategy also reads; others have no effect and are refused."""

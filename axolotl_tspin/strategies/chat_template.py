@@ -20,7 +20,7 @@ THINKING = "reasoning_content"
 
 
 def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
-    """Called by Axolotl for each data set of this type.
+    """Make the strategy; Axolotl calls this for each data set of this type.
 
     The column `field_messages` (default "messages") holds messages in OpenAI's or ShareGPT's
     shape. The last assistant turn is the annotated response, everything before it the prompt.
@@ -42,7 +42,7 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
 
 
 def chat_reader(ds_cfg: Any) -> RowReader:
-    """A reader under Axolotl's keys for conversations."""
+    """Make a reader from Axolotl's keys for conversations."""
     mappings = dict(ds_cfg.get("message_property_mappings") or {})
     for key, name in (("role", "message_field_role"), ("content", "message_field_content")):
         if ds_cfg.get(name):
@@ -58,7 +58,7 @@ def chat_reader(ds_cfg: Any) -> RowReader:
 
 
 def chat_encoder(tokenizer: Any, cfg: Any, ds_cfg: Any) -> ChatEncoder:
-    """An encoder under the chat template that Axolotl would use.
+    """Make an encoder with the chat template that Axolotl would use.
 
     Raises:
         TSpinError: neither the YAML nor the tokenizer has a chat template.

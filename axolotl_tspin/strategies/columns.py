@@ -1,4 +1,4 @@
-"""What the three public strategies share: the synthetic columns and the length settings."""
+"""Parts shared by the three public strategies: synthetic columns and length settings."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,16 +10,16 @@ from axolotl_tspin.strategies.rows import RowReader
 from axolotl_tspin.strategies.tokenize import EncodeRows, TripletDataset
 
 FINISH_REASON_SUFFIX = "_finish_reason"
-"""A column `<synthetic column>_finish_reason` says "length" where a response was cut."""
+"""A column `<synthetic column>_finish_reason` holds "length" where a response was cut."""
 
 
 def settings(cfg: Any) -> TSpinConfig:
-    """The `t_spin` block of a validated Axolotl configuration."""
+    """Read the `t_spin` block of a validated Axolotl configuration."""
     return TSpinConfig.model_validate(cfg.t_spin.to_dict())
 
 
 def generated_columns(config: TSpinConfig) -> list[str]:
-    """The synthetic and the proto-synthetic column; none for rows to generate for."""
+    """List the synthetic and the proto-synthetic column; none in the generation step."""
     if _task(config) == "generate":
         return []
     return [config.field_synthetic, config.field_proto_synthetic]
@@ -28,8 +28,8 @@ def generated_columns(config: TSpinConfig) -> list[str]:
 def read_response(
     reader: RowReader, row: dict[str, Any], index: int, column: str
 ) -> tuple[dict[str, Any], bool]:
-    """A synthetic or proto-synthetic column: its assistant message, and whether the response ended
-    by itself. One that did may be empty: a policy may end at once."""
+    """Read a synthetic or proto-synthetic column: its assistant message, and whether the response
+    ended by itself. If it did, it may be empty: a policy may end at once."""
     if column not in row:
         raise TSpinError(f"{reader.source}: no column '{column}'; the data set has {sorted(row)}")
     ended = row.get(column + FINISH_REASON_SUFFIX) != "length"
@@ -51,7 +51,7 @@ def text_dataset(
     source: str,
     columns: list[str],
 ) -> TripletDataset:
-    """`triplet_dataset` of rows that `text` reads, given a row and its number."""
+    """Make a `triplet_dataset` whose rows `text` reads, given a row and its number."""
 
     def encode(rows: list[dict[str, Any]], indices: list[int]) -> list[Triplet]:
         return encoder.triplets(list(map(text, rows, indices)))
@@ -62,7 +62,7 @@ def text_dataset(
 def triplet_dataset(
     encode: EncodeRows, cfg: Any, source: str, columns: list[str]
 ) -> TripletDataset:
-    """The strategy for a public data set, under the YAML's length settings."""
+    """Make the strategy for a data set, with the YAML's length settings."""
     return TripletDataset(
         encode,
         source=source,

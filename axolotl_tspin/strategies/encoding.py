@@ -1,9 +1,8 @@
 """Prompts and responses as token ids: one rule for training and for generation.
 
 A prompt is rendered with the template's generation prompt and tokenised alone, exactly as an
-engine gets it; a response is tokenised alone as its continuation, so that the same text is the
-same tokens after every prompt. A response ends with the template's end-of-turn token unless it
-was cut.
+engine gets it. A response is tokenised alone, as the continuation, so the same text gives the same
+tokens after every prompt. A response ends with the template's end-of-turn token unless it was cut.
 """
 
 from collections.abc import Sequence
@@ -18,18 +17,24 @@ PAPER_TEMPLATE = "### Instruction: {prompt}\n\n### Response: "
 """The prompt template of the paper's experiments (section B.1)."""
 
 ENDED_AT_ONCE = {"role": "assistant", "content": ""}
-"""A sampled turn without words. It is its end of turn alone, whatever a template would put around
-no words (a space, say, that the policy did not sample)."""
+"""A sampled turn without words. It is only the end of turn, even if a template would put something
+around an empty text (a space, say, that the policy did not sample)."""
 
 PROBE = "T-SPIN probe"
 SENTINEL = "\n"
 
 
 class RowText(NamedTuple):
-    """A row as text: its prompt as a policy continues it, and each response (annotated first) as
-    that continuation, with whether it ended by itself. `messages` is the prompt as the data set
-    had it (None: plain text), `annotated` the annotated response's words, or all that the template
-    makes of it where it is more (tool calls, reasoning)."""
+    """A row as text.
+
+    Attributes:
+        prompt: the rendered prompt, which the policy continues.
+        messages: the prompt as the data set had it; None for plain text.
+        annotated: the annotated response's words, or all that the template renders of it if that is
+            more (tool calls, reasoning).
+        responses: each response as a continuation, the annotated one first, and whether it ended by
+            itself.
+    """
 
     prompt: str
     messages: list[dict[str, Any]] | None
@@ -38,11 +43,15 @@ class RowText(NamedTuple):
 
 
 class Triplet(NamedTuple):
-    """One row, encoded. Without synthetic and proto-synthetic responses it is a prompt to
-    generate for. The texts are what a person reads in the run directory; `messages` is the prompt
-    as the data set had it (None: plain text), `end_id` the end-of-turn token, at which sampling
-    stops, `reference_logps` the three responses' log-probabilities under the frozen policy, for
-    methods with a reference."""
+    """One row, encoded. The generation step has no synthetic and proto-synthetic responses yet.
+
+    Attributes:
+        prompt_text, annotated_text: texts for people who read the run directory.
+        messages: the prompt as the data set had it; None for plain text.
+        end_id: the end-of-turn token, at which sampling stops.
+        reference_logps: the three responses' log-probabilities under the frozen policy, for methods
+            with a reference.
+    """
 
     prompt_text: str
     messages: list[dict[str, Any]] | None
@@ -59,7 +68,7 @@ class ResponseTokenizer:
     """Tokenises text as the continuation of a prompt.
 
     Sentencepiece-style tokenizers put a space before a text's first word. A continuation has no
-    such space, so with them a text is tokenised behind a newline, whose tokens are taken off.
+    such space, so they tokenise a text after a newline, whose tokens are then removed.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -80,7 +89,7 @@ class ResponseTokenizer:
         return self.batch([text])[0]
 
     def batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Each text's token ids."""
+        """Tokenise each text."""
         if not self._adds_prefix:
             return self._all_plain(texts)
         sentinel = self._sentinel_ids
@@ -91,10 +100,10 @@ class ResponseTokenizer:
 
 
 class Encoder:
-    """Tokenises rows that are text, many at once; its subclasses make rows text.
+    """Tokenises rows of text, many at once; its subclasses turn rows into text.
 
     Attributes:
-        end_ids: what ends a response; the last of them is the end-of-turn token.
+        end_ids: tokens that end a response; the last of them is the end-of-turn token.
     """
 
     end_ids: list[int]
@@ -105,7 +114,7 @@ class Encoder:
         self._continuation = ResponseTokenizer(tokenizer)
 
     def triplets(self, rows: Sequence[RowText]) -> list[Triplet]:
-        """The rows as token ids, each prompt tokenised once."""
+        """Encode rows as token ids, each prompt tokenised once."""
         prompts = self._tokenizer([row.prompt for row in rows], add_special_tokens=False)
         texts = [text for row in rows for text, _ in row.responses]
         continuations = iter(self._continuation.batch(texts))
@@ -134,8 +143,9 @@ class TemplateEncoder(Encoder):
     """Encodes under a plain text template with the field `{prompt}`.
 
     Args:
-        template: such as `PAPER_TEMPLATE`.
-        eot_tokens: Axolotl's `eot_tokens`; the first ends a response, else the end-of-text token.
+        template: the template, such as `PAPER_TEMPLATE`.
+        eot_tokens: Axolotl's `eot_tokens`; the first ends a response. Without any, the end-of-text
+            token does.
 
     Raises:
         TSpinError: the template has no `{prompt}`, or the tokenizer has no end-of-text token.
@@ -156,7 +166,7 @@ class TemplateEncoder(Encoder):
         self.end_ids = [_eot_id(tokenizer, eot_tokens)]
 
     def text(self, prompt: str, responses: list[tuple[str, bool]]) -> RowText:
-        """A row of a prompt and its responses' words."""
+        """Make a row from a prompt and its responses' words."""
         text = self._template.replace("{prompt}", prompt)
         return RowText(text, None, responses[0][0], responses)
 
@@ -166,8 +176,8 @@ class ChatEncoder(Encoder):
 
     Args:
         chat_template: the Jinja source.
-        eot_tokens: Axolotl's `eot_tokens`, for templates whose end of turn is no special token.
-        source: what errors call the data set.
+        eot_tokens: Axolotl's `eot_tokens`, for templates whose end of turn is not a special token.
+        source: name of the data set in errors.
 
     Raises:
         TSpinError: the template cannot be rendered, or does not continue its generation prompt.
@@ -196,11 +206,10 @@ class ChatEncoder(Encoder):
         *,
         where: str | None = None,
     ) -> RowText:
-        """A row of messages and the assistant turns (or their words) after them, as the template
-        renders them.
+        """Render messages and the assistant turns (or their words) after them.
 
         Args:
-            where: names the row in errors; by default the source alone.
+            where: names the row in errors; by default only the source.
 
         Raises:
             TSpinError: the template refuses the messages, leaves out their tool calls, or does
@@ -243,7 +252,7 @@ class ChatEncoder(Encoder):
             raise TSpinError(
                 f"{where}: the chat template renders the generation prompt as "
                 f"{prompt[-60:]!r}, but does not begin the assistant's turn so; T-SPIN needs the "
-                "same prompt in training and generation. Give a template for which both agree "
+                "same prompt in training and generation. Give a template in which both agree "
                 "with `chat_template: jinja` and `chat_template_jinja`"
             )
         return whole[len(prompt) :].removesuffix(self._suffix)
@@ -276,8 +285,8 @@ class ChatEncoder(Encoder):
         return text
 
     def _end_of_turn(self, eot_tokens: Sequence[str] | None) -> tuple[str, list[int]]:
-        """What the template puts after an assistant's words, as text, and the token ids of it up
-        to the end-of-turn token (the end-of-text token, where the template has none)."""
+        """Find the text that the template puts after an assistant's words, and its token ids up to
+        the end-of-turn token (the end-of-text token if the template has none)."""
         conversation = [
             {"role": "user", "content": "Hello."},
             {"role": "assistant", "content": PROBE},
@@ -296,7 +305,7 @@ class ChatEncoder(Encoder):
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The begin-of-text token, where the tokenizer puts one before a text."""
+    """Find the begin-of-text token, if the tokenizer puts one before a text."""
     first = tokenizer("a")["input_ids"][:1]
     return first if first == [tokenizer.bos_token_id] else []
 

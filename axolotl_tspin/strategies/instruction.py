@@ -15,7 +15,7 @@ from axolotl_tspin.strategies.tokenize import TripletDataset
 
 
 def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
-    """Called by Axolotl for each data set of this type.
+    """Make the strategy; Axolotl calls this for each data set of this type.
 
     `field_prompt` and `field_response` (default "prompt" and "response") name the columns;
     `prompt_template` is the text around the prompt, by default the paper's.

@@ -9,7 +9,7 @@ ExcessLength = Literal["truncate", "drop", "raise"]
 
 
 class Fitted(NamedTuple):
-    """Responses that fit, how many of them were cut, and why the row is dropped, if it is."""
+    """Responses that fit, the number that were cut, and the reason if the row is dropped."""
 
     responses: list[list[int]]
     cut: int = 0

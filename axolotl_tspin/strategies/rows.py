@@ -1,4 +1,4 @@
-"""Reading prompts and responses out of a data set's rows, with errors that name the place."""
+"""Reader of prompts and responses in a data set's rows, with errors that name the place."""
 
 import json
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ DEFAULT_ROLES = {
 }
 OPENAI = {"role": "role", "content": "content"}
 SHAREGPT = {"role": "from", "content": "value"}
-"""The names of a message's role and content in the two shapes that are recognised."""
+"""Names of a message's role and content in the two recognised shapes."""
 
 NEVER_BLANK = ("user", "assistant")
-"""The roles whose messages have words; a system prompt or what a tool gives back may be empty."""
+"""Roles whose messages must have words; a system prompt or a tool's answer may be empty."""
 
 
 class Conversation(NamedTuple):
@@ -33,9 +33,9 @@ class RowReader:
     """Reads one data set's rows.
 
     Args:
-        source: what errors call the data set, usually its path.
-        message_keys: `message_property_mappings`, a template's names for what a message holds →
-            the data's; where role and content have OpenAI's names, ShareGPT's do as well.
+        source: name of the data set in errors, usually its path.
+        message_keys: `message_property_mappings`, from a template's names of a message's keys to
+            the data's. Where role and content have OpenAI's names, ShareGPT's are read too.
         roles: Axolotl's `roles`, target role → names in the data; joined with the usual names.
         drop_system_message: leave system messages out of prompts.
     """
@@ -58,14 +58,14 @@ class RowReader:
         return TSpinError(f"{self.source}: row {row}, column '{column}': {problem}")
 
     def text(self, row: int, column: str, value: Any, *, may_be_blank: bool = False) -> str:
-        """A column that holds text; anything else is an error, as is blank text by default."""
+        """Read a column of text; anything else is an error, as is blank text by default."""
         if isinstance(value, list) and value and all(isinstance(p, Mapping) for p in value):
             kinds = ", ".join(sorted({str(part.get("type")) for part in value}))
             raise self.error(
                 row,
                 column,
-                f"expected text, found content parts of the types {kinds}; only parts of text "
-                "are understood, so drop the row",
+                f"expected text, found content parts of the types {kinds}; only text parts are "
+                "supported, so drop the row",
             )
         if not isinstance(value, str):
             raise self.error(row, column, f"expected text, found {_kind(value)}; fix or drop it")
@@ -76,8 +76,8 @@ class RowReader:
     def response(
         self, row: int, column: str, value: Any, *, may_be_blank: bool = False
     ) -> dict[str, Any]:
-        """A response column, as an assistant message: text, one such message, or messages that
-        end with one."""
+        """Read a response column as an assistant message. It holds text, one such message, or
+        messages that end with one."""
         if isinstance(value, list):
             messages = self._up_to_response(row, column, value)
             message, column = messages[-1], f"{column}[{len(messages) - 1}]"
@@ -93,7 +93,7 @@ class RowReader:
         return message
 
     def words(self, row: int, column: str, message: Mapping[str, Any]) -> str:
-        """A response's words, for templates that render nothing else."""
+        """Get a response's words, for templates that render nothing else."""
         if message.get("tool_calls"):
             raise self.error(
                 row, column, "the response has tool calls; they need `type: t_spin.chat_template`"
@@ -101,8 +101,8 @@ class RowReader:
         return str(message["content"])
 
     def conversation(self, row: int, column: str, value: Any) -> Conversation:
-        """Messages in OpenAI's or ShareGPT's shape; what follows the last assistant turn is left
-        out."""
+        """Read messages in OpenAI's or ShareGPT's shape; messages after the last assistant turn are
+        left out."""
         kept = []
         for index, message in enumerate(self._up_to_response(row, column, value)):
             if self.drop_system_message and message["role"] == "system":
@@ -115,14 +115,14 @@ class RowReader:
         return Conversation(prompt, response)
 
     def tools(self, row: int, column: str, value: Any) -> list[dict[str, Any]] | None:
-        """The tools of a conversation: a list, or one as JSON text; None where there are none."""
+        """Read a conversation's tools: a list, or one as JSON text; None if there are none."""
         tools = self._parsed(row, column, remove_none_values(value))
         if not tools:
             return None
         return self._with_parsed(row, column, tools, "parameters")
 
     def _up_to_response(self, row: int, column: str, value: Any) -> list[dict[str, Any]]:
-        """A list of messages up to its last assistant turn."""
+        """Read a list of messages up to its last assistant turn."""
         if not isinstance(value, list) or not value:
             raise self.error(
                 row,
@@ -136,15 +136,15 @@ class RowReader:
             raise self.error(
                 row,
                 column,
-                "the conversation has no assistant turn, and so no annotated response; drop the "
-                "row, or name the data's assistant role with `roles: {assistant: [...]}`",
+                "the conversation has no assistant turn, so there is no annotated response; drop "
+                "the row, or name the data's assistant role with `roles: {assistant: [...]}`",
             )
         return messages[: turns[-1] + 1]
 
     def _check_content(
         self, row: int, column: str, message: Mapping[str, Any], *, may_be_blank: bool = False
     ) -> None:
-        """Refuse what a template would render as nothing, or not at all."""
+        """Refuse content that a template would render as nothing, or not at all."""
         calls = message["role"] == "assistant" and message.get("tool_calls")
         if calls and message["content"] is None:
             return
@@ -152,9 +152,9 @@ class RowReader:
         self.text(row, column, message["content"], may_be_blank=may_be_blank)
 
     def message(self, row: int, column: str, index: int, value: Any) -> dict[str, Any]:
-        """One message with the keys `role` and `content`, the others that `message_keys` maps,
-        and whatever else it carries. Keys without a value are left out, at every depth: a data set
-        unites the keys of all its rows."""
+        """Read one message: the keys `role` and `content`, the others that `message_keys` maps, and
+        all further keys. Keys without a value are left out at every depth, because a data set gives
+        every row the keys of all rows."""
         if not isinstance(value, Mapping):
             raise self.error(row, column, f"message {index} is {_kind(value)}, not a message")
         present = remove_none_values(value)
@@ -188,8 +188,8 @@ class RowReader:
         return message
 
     def _with_parsed(self, row: int, column: str, functions: Any, key: str) -> list[dict[str, Any]]:
-        """Tools or calls of tools, whose `key` may be JSON text, which templates would encode
-        again."""
+        """Parse tools or tool calls whose `key` may be JSON text, which templates would encode a
+        second time."""
         if not isinstance(functions, list) or not all(isinstance(f, Mapping) for f in functions):
             raise self.error(
                 row, column, f"expected a list of objects, found {_kind(functions)}; fix or drop it"
@@ -204,7 +204,7 @@ class RowReader:
         return parsed
 
     def _parsed(self, row: int, column: str, value: Any) -> Any:
-        """A value that may be JSON text."""
+        """Parse a value that may be JSON text."""
         if not isinstance(value, str):
             return value
         try:
@@ -216,7 +216,7 @@ class RowReader:
 
 
 def _joined_parts(content: Any) -> Any:
-    """OpenAI's content parts, where all are text, as one text."""
+    """Join OpenAI's content parts to one text, if all are text."""
     if not isinstance(content, list):
         return content
     texts = [

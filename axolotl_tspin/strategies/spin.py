@@ -16,11 +16,11 @@ REAL, GENERATED = "real", "generated"
 
 
 def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
-    """Called by Axolotl for each data set of this type.
+    """Make the strategy; Axolotl calls this for each data set of this type.
 
     The column `real` holds messages that end with the annotated response, `generated` messages
-    that end with a sampled one. `generated` stands in for a synthetic or proto-synthetic column
-    that the data set does not have: with neither, both are the same response, as at iteration 0.
+    that end with a sampled one. `generated` replaces a synthetic or proto-synthetic column that
+    the data set does not have. With neither, both are the same response, as at iteration 0.
     """
     reader, encoder = chat_reader(ds_cfg), chat_encoder(tokenizer, cfg, ds_cfg)
     generated = generated_columns(settings(cfg))

@@ -1,4 +1,4 @@
-"""From a data set to rows of token ids: what every strategy's `load` returns to Axolotl."""
+"""Conversion of a data set to rows of token ids; every strategy's `load` returns it to Axolotl."""
 
 import json
 from collections import Counter
@@ -22,14 +22,14 @@ EncodeRows = Callable[[list[dict[str, Any]], list[int]], list[Triplet]]
 
 
 class TripletDataset(DatasetWrappingStrategy):
-    """Encodes a data set's rows, makes them fit, and logs what became of them.
+    """Encodes a data set's rows, makes them fit, and logs the numbers.
 
     Args:
-        encode: how rows are read.
-        source: what errors and logs call the data set.
+        encode: reads rows.
+        source: name of the data set in errors and logs.
         columns: the columns that `encode` needs.
         sequence_len, excess_length: see `fit_row`.
-        with_texts: keep what the run directory keeps beside tokens.
+        with_texts: keep the texts and further columns that the run directory stores.
     """
 
     def __init__(
@@ -56,10 +56,14 @@ class TripletDataset(DatasetWrappingStrategy):
         keep_in_memory: bool | None = False,
         **kwargs: Any,
     ) -> Dataset:
-        """Rows with `input_ids` and `labels` (prompt and annotated response, the prompt's labels
-        −100), `synthetic_ids`, `proto_synthetic_ids` and `reference_logps` where the rows have
-        them, and `with_texts` `prompt`, `annotated`, `prompt_messages` (JSON, or "") and
-        `end_id`."""
+        """Encode a data set.
+
+        Returns:
+            Rows with `input_ids` and `labels` (prompt and annotated response, the prompt's labels
+            −100); `synthetic_ids`, `proto_synthetic_ids` and `reference_logps` if the rows have
+            them; with `with_texts` also `prompt`, `annotated`, `prompt_messages` (JSON, or "") and
+            `end_id`.
+        """
         missing = [column for column in self.columns if column not in dataset.column_names]
         if missing:
             raise TSpinError(
@@ -73,7 +77,7 @@ class TripletDataset(DatasetWrappingStrategy):
             self._encode_batch,
             batched=True,
             with_indices=True,
-            num_proc=processes if processes > 1 else None,  # 1 would be a process of its own
+            num_proc=processes if processes > 1 else None,  # 1 would start a separate process
             remove_columns=dataset.column_names,
             keep_in_memory=bool(keep_in_memory),
             desc="Encoding triplets",

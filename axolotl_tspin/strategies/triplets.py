@@ -14,8 +14,8 @@ COLUMNS = ["row", *TOKEN_COLUMNS]
 
 
 def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
-    """Called by Axolotl for the triplets that the plugin points it at. Rows of a method with a
-    reference get their log-probabilities under the frozen policy."""
+    """Make the strategy; Axolotl calls this for the triplets that the plugin points it at. For a
+    method with a reference, rows get their log-probabilities under the frozen policy."""
     references = _references(cfg, Path(ds_cfg.path))
 
     def encode(rows: list[dict[str, Any]], indices: list[int]) -> list[Triplet]:
@@ -38,7 +38,7 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
 
 
 def _references(cfg: Any, triplets: Path) -> list[list[float]] | None:
-    """By row; None for methods without a reference."""
+    """Read the log-probabilities by row; None for methods without a reference."""
     config = settings(cfg)
     if not config.has_reference:
         return None

@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 @dataclass
 class TSpinTrainingArgs:
-    """The fields themselves; the plugin joins them to Axolotl's training arguments."""
+    """Fields of the triplet loss; the plugin joins them to Axolotl's training arguments."""
 
     t_spin_alpha: float = field(default=1.0, metadata={"help": "α of eq. 7"})
     t_spin_beta: float = field(default=0.1, metadata={"help": "β of eq. 7"})
@@ -17,7 +17,7 @@ class TSpinTrainingArgs:
         default=None, metadata={"help": "tokens in a row of the shared-prefix layout; None: any"}
     )
     t_spin_gradient_norms: int = field(
-        default=0, metadata={"help": "steps between two measurements of ‖∇L‖'s parts; 0: never"}
+        default=0, metadata={"help": "steps between measurements of the parts of ‖∇L‖; 0: never"}
     )
 
 

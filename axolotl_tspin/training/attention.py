@@ -1,7 +1,7 @@
 """Attention over shared-prefix rows: a response sees its prompt and itself, nothing else.
 
-Registered with transformers' attention and mask interfaces under `STRUCTURED`, so that any model
-that takes custom attention takes this one (torch and transformers only).
+It is registered with transformers' attention and mask interfaces under `STRUCTURED`, so every
+model that supports custom attention can use it (torch and transformers only).
 """
 
 import contextlib
@@ -23,21 +23,21 @@ from transformers.masking_utils import sdpa_mask
 from axolotl_tspin.triplets import TripletSpan
 
 STRUCTURED = "t_spin"
-"""The name of this attention: `model.set_attn_implementation(STRUCTURED)`. Outside
+"""Name of this attention: `model.set_attn_implementation(STRUCTURED)`. Outside
 `structured_attention` it is transformers' `sdpa`."""
 
 BLOCK = 128
 """FlexAttention's own block size."""
 
 MASK_QUERIES = 8 * BLOCK
-"""Queries whose visibility is worked out at a time."""
+"""Queries whose visibility is computed at a time."""
 
 Rows = tuple[tuple[TripletSpan, ...], ...]
 
 
 @dataclass(frozen=True)
 class StructuredMask:
-    """What layers get in place of a mask: each row's triplets, and the layer's sliding window."""
+    """Stand-in for a mask that layers get: each row's triplets, and the layer's sliding window."""
 
     rows: Rows
     window: int | None
@@ -48,9 +48,9 @@ _current = threading.local()
 
 @contextlib.contextmanager
 def structured_attention(rows: Rows | None) -> Iterator[None]:
-    """Within it, forwards of a model under `STRUCTURED` attend as `rows` says.
+    """Make forwards of a model under `STRUCTURED` attend as `rows` says, within this context.
 
-    The model makes its masks once a forward, so a recomputation in the backward pass (gradient
+    The model makes its masks once per forward, so a recomputation in the backward pass (gradient
     checkpointing) may run outside. Give the model no `attention_mask`.
     """
     before = getattr(_current, "rows", None)
@@ -70,8 +70,9 @@ def structured_mask(
     device: torch.device | None = None,
     **kwargs: Any,
 ) -> Any:
-    """transformers' mask interface: a `StructuredMask`, on CUDA a `BlockMask`, and outside
-    `structured_attention` what `sdpa` takes. `local_size` is the layer's sliding window."""
+    """Implement transformers' mask interface: a `StructuredMask`, or on CUDA a `BlockMask`; outside
+    `structured_attention` the mask that `sdpa` takes. `local_size` is the layer's sliding
+    window."""
     rows = getattr(_current, "rows", None)
     if rows is None:
         return sdpa_mask(
@@ -94,11 +95,11 @@ def structured_attention_forward(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface.
+    """Implement transformers' attention interface.
 
     Args:
         query: (rows, heads, length, size); `key` and `value` may have fewer heads.
-        attention_mask: what `structured_mask` made.
+        attention_mask: made by `structured_mask`.
 
     Returns:
         (rows, length, heads, size), 0 on padding.
@@ -116,7 +117,7 @@ def structured_attention_forward(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **common)
     for name in ("s_aux", "position_bias"):
         if kwargs.get(name) is not None:
-            raise NotImplementedError(f"attention with `{name}` over shared-prefix rows")
+            raise NotImplementedError(f"no attention with `{name}` over shared-prefix rows")
     attend = functools.partial(
         _attend, scaling=scaling, dropout=dropout, softcap=softcap, window=attention_mask.window
     )
@@ -149,7 +150,7 @@ def _attend(
     softcap: float | None,
     window: int | None,
 ) -> Tensor:
-    """Causal attention in which the last query stands at the last key."""
+    """Causal attention in which the last query has the position of the last key."""
     queries, keys = query.shape[2], key.shape[2]
     groups = query.shape[1] // key.shape[1]
     if queries == 0:
@@ -178,17 +179,17 @@ def _attend(
 
 @functools.lru_cache(maxsize=64)
 def causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """(queries, keys) bool, True where a query sees a key; the last stand side by side."""
+    """(queries, keys) bool, True where a query sees a key; the last ones share a position."""
     position = torch.arange(keys - queries, keys, device=device)[:, None]
     distance = position - torch.arange(keys, device=device)
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
 def block_mask(rows: Rows, length: int, window: int | None, device: torch.device) -> BlockMask:
-    """The same visibility for FlexAttention.
+    """Make the same visibility for FlexAttention.
 
-    What `create_block_mask` returns, counted `MASK_QUERIES` at a time: that function holds the
-    dense mask, quadratic in a row of packed triplets.
+    The result equals `create_block_mask`'s, but is counted `MASK_QUERIES` queries at a time: that
+    function holds the dense mask, which is quadratic in the length of a row.
     """
     visible = visibility(rows, length, window, device)
     blocks = -(-length // BLOCK)
@@ -214,14 +215,14 @@ def block_mask(rows: Rows, length: int, window: int | None, device: torch.device
 
 
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks a row of blocks has, and their columns before the others."""
+    """Count the blocks of each row of blocks, and list their columns before the others."""
     columns = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(dim=-1, dtype=torch.int32), columns.int()
 
 
 def visibility(rows: Rows, length: int, window: int | None, device: torch.device | str) -> Any:
-    """FlexAttention's `mask_mod(batch, head, query, key)` of shared-prefix rows. Padding sees
-    itself alone."""
+    """Make FlexAttention's `mask_mod(batch, head, query, key)` for shared-prefix rows. A padding
+    token sees only itself."""
     triplet = torch.zeros(len(rows), length, dtype=torch.int32)
     response = torch.zeros_like(triplet)
     position = torch.zeros_like(triplet)

@@ -1,4 +1,4 @@
-"""From the rows of a tokenised triplet data set to a batch."""
+"""Collator from rows of a tokenised triplet data set to a batch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from axolotl_tspin.triplets import TripletTokens, from_row
 
 
 def needed_pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The tokenizer's pad token; TSpinError where it has none."""
+    """Get the tokenizer's pad token; TSpinError if it has none."""
     if tokenizer.pad_token_id is None:
         raise TSpinError(
             "the tokenizer has no pad token; name one in the YAML: special_tokens: "
@@ -22,16 +22,16 @@ def needed_pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 COLUMNS = ("input_ids", "labels", "synthetic_ids", "proto_synthetic_ids")
-"""What `triplets.from_row` reads of a row."""
+"""Columns of a row that `triplets.from_row` reads."""
 
 
 @dataclass
 class TripletCollator:
     """Collates rows of triplets; `padding` and `return_tensors` are Axolotl's and always the same.
 
-    Rows with `reference_logps` (the three log-probabilities under the frozen policy, in nats) give
-    the batch a (B, 3) float32 tensor of that name. Rows with a number in `row`
-    give a (B,) tensor `rows`.
+    If rows have `reference_logps` (the three log-probabilities under the frozen policy, in nats),
+    the batch has a (B, 3) float32 tensor of that name. If they have a number in `row`, it has a
+    (B,) tensor `rows`.
 
     The trainer sets `layout` ("padded" or "shared_prefix") once it knows the policy, and with it
     `max_tokens_per_row` (None: all triplets of a batch in one row).
@@ -56,8 +56,8 @@ class TripletCollator:
             raise TSpinError(
                 f"a row of the training data has no column {', '.join(missing)}; a row of triplets "
                 f"has {', '.join(COLUMNS)}. With Axolotl, every data set of a t_spin run needs a "
-                "`type: t_spin.<strategy>`; with a Trainer of your own, `TSpinTrainingArguments` "
-                "keep these columns (`remove_unused_columns=False`)"
+                "`type: t_spin.<strategy>`; with your own Trainer, `TSpinTrainingArguments` keep "
+                "these columns (`remove_unused_columns=False`)"
             )
         triplets = [from_row(row) for row in rows]
         batch = self._laid_out(triplets)
@@ -77,6 +77,6 @@ class TripletCollator:
             triplets,
             pad_token_id=pad_token_id,
             max_tokens_per_row=self.max_tokens_per_row,
-            # Whole blocks for FlexAttention; `pad_to_sequence_len` asks for more than is needed.
+            # FlexAttention needs whole blocks; `pad_to_sequence_len` asks for more than that.
             pad_to_multiple_of=min(multiple, 128) if torch.cuda.is_available() else 1,
         )

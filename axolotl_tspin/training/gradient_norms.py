@@ -1,7 +1,7 @@
 """‖∇L‖ split into the current and the historical part (torch only).
 
-The open check on gradient collapse: does the historical term keep the gradient from vanishing
-once the current advantages have saturated?
+They answer an open question on gradient collapse: does the historical term keep the gradient from
+vanishing once the current advantages have saturated?
 """
 
 from collections.abc import Callable, Sequence
@@ -16,12 +16,12 @@ PARTS = ("current", "historical")
 class GradientParts:
     """The gradients of the loss's two terms over the micro-batches of one optimizer step.
 
-    A backward pass for each part, beside the training's own: what the policy's parameters hold in
-    `.grad` and the random state are put back, so measuring changes nothing in the training. Takes
-    two float32 copies of the trainable parameters while a step is measured.
+    Each part takes a backward pass in addition to the training's. `.grad` and the random state are
+    restored, so measuring does not change the training. While a step is measured, two float32
+    copies of the trainable parameters are held.
 
     Args:
-        policy: the policy under DDP's wrapper, not the wrapper: this rank's gradients stay local.
+        policy: the policy inside DDP's wrapper, so that this rank's gradients stay local.
     """
 
     def __init__(self, policy: nn.Module) -> None:
@@ -35,9 +35,9 @@ class GradientParts:
         """Add a micro-batch.
 
         Args:
-            parts: a forward pass; gives the two terms as this micro-batch adds them to the step's
-                loss, scalars. It is called once for each, as the chunked head's graph serves one
-                backward pass only.
+            parts: runs a forward pass and returns the two terms (scalars) as this micro-batch adds
+                them to the step's loss. It is called once per term, as the chunked head's graph
+                serves only one backward pass.
         """
         held = [p.grad for p in self._parameters]
         devices = sorted({p.device for p in self._parameters if p.is_cuda}, key=str)
@@ -45,11 +45,11 @@ class GradientParts:
             for index, part in enumerate(PARTS):
                 for parameter in self._parameters:
                     parameter.grad = None
-                # The same draw of dropout for both parts, and for the training's own pass.
+                # Both parts and the training's own pass draw the same dropout.
                 with torch.random.fork_rng(devices=devices):
                     term = parts()[index]
                     if not term.requires_grad:
-                        continue  # β = 0: the historical term takes no part in the graph
+                        continue  # β = 0: the historical term is not in the graph
                     term.backward()
                 for parameter, total in zip(self._parameters, self._sums[part], strict=True):
                     if parameter.grad is not None:
@@ -59,7 +59,7 @@ class GradientParts:
                 parameter.grad = gradient
 
     def norms(self, mean_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """‖∇‖ of each part, by part. Every rank must call it: gradients are averaged first."""
+        """Compute ‖∇‖ of each part. Every rank must call this: gradients are averaged first."""
         norms = {}
         for part, sums in self._sums.items():
             total = torch.zeros((), dtype=torch.float64)
@@ -70,7 +70,7 @@ class GradientParts:
 
 
 def obstacle_to_measuring(trainer: Any) -> str | None:
-    """Why a trainer's gradients cannot be taken apart on this rank, if they cannot."""
+    """Explain why a trainer's gradients cannot be split on this rank; None if they can."""
     if trainer.is_deepspeed_enabled:
         return "DeepSpeed shards or reduces gradients as they are made"
     if trainer.is_fsdp_enabled:

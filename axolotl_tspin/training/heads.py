@@ -1,6 +1,6 @@
 """The policy's head, applied at the positions that predict response tokens (torch only).
 
-Both implementations run one forward of the (wrapped) policy and give the same numbers; "chunked"
+Both implementations run one forward of the (wrapped) policy and return the same numbers. "chunked"
 never holds more than a few hundred rows of logits.
 """
 
@@ -21,7 +21,7 @@ MOST_LOGITS = 2**25
 """Logits in one chunk: 128 MiB of float32."""
 
 LEAN_ROWS = 64
-"""Rows of logits that pass through the processor's cache at a time."""
+"""Rows of logits processed at a time, so that they fit into the processor's cache."""
 
 
 def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
@@ -32,9 +32,9 @@ def token_logps(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _LeanTokenLogps(torch.autograd.Function):
-    """`token_logps`, whose backward turns the logits into their gradient in place: of the four
-    tensors of the logits' size that cross-entropy holds, one is left. Logits are float32 or
-    wider, and nobody else's."""
+    """`token_logps` whose backward turns the logits into their gradient in place. Of the four
+    tensors of the logits' size that cross-entropy holds, one is left. The logits must be float32
+    or wider, and nothing else may use them."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
@@ -58,8 +58,8 @@ class _LeanTokenLogps(torch.autograd.Function):
 
 
 def lean_token_logps(logits: Tensor, targets: Tensor) -> Tensor:
-    """`token_logps` with less memory. The backward pass uses the logits up, so that autograd
-    refuses to go through them twice."""
+    """`token_logps` with less memory. The backward pass overwrites the logits, so autograd refuses
+    to run it twice."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return _LeanTokenLogps.apply(logits.to(dtype), targets)
 
@@ -67,18 +67,18 @@ def lean_token_logps(logits: Tensor, targets: Tensor) -> Tensor:
 def plain_head(
     model: nn.Module, forward: Callable[[], Any], predicting: Tensor, targets: Tensor
 ) -> Tensor:
-    """(N,) from all logits of all positions, as the policy returns them."""
+    """(N,) log-probabilities from all logits of all positions, as the policy returns them."""
     return token_logps(forward().logits.flatten(0, 1)[predicting], targets)
 
 
 def chunked_head(
     model: nn.Module, forward: Callable[[], Any], predicting: Tensor, targets: Tensor
 ) -> Tensor:
-    """(N,) from chunks of positions, each recomputed in the backward pass.
+    """(N,) log-probabilities from chunks of positions, recomputed in the backward pass.
 
     The chunks go through the policy's own head module (tied, quantised, under an adapter, sharded
-    or not) while its forward runs, so that wrappers see an ordinary forward: a hook takes the
-    hidden states of the predicting positions and lets the head see one position in their place.
+    or not) while its forward runs, so wrappers see an ordinary forward. A hook takes the hidden
+    states of the predicting positions and passes a single position on to the head.
 
     Raises:
         NotImplementedError: the policy has no head module, or its forward does not call it once.
@@ -124,9 +124,9 @@ def chunked_head(
 
 
 def is_sharded(policy: nn.Module) -> bool:
-    """Whether ranks hold parts of a policy's weights (DeepSpeed's ZeRO-3, FSDP2), so that they must
+    """True if ranks hold parts of a policy's weights (DeepSpeed's ZeRO-3, FSDP2). They must then
     run each module, and its backward, equally often."""
-    # Between forwards, FSDP2's parameters may be whole ones; its modules are always known.
+    # Between forwards FSDP2's parameters may be unsharded, but its modules can be recognised.
     return any(isinstance(module, FSDPModule) for module in policy.modules()) or any(
         hasattr(parameter, "ds_id") for parameter in policy.parameters()
     )
@@ -141,7 +141,8 @@ def _most_on_any_rank(number: int, device: torch.device) -> int:
 def _in_chunks(
     chunk_logps: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, targets: Tensor, chunks: int
 ) -> Tensor:
-    """(N,) from equal parts of the positions; where other ranks have more, some may be empty."""
+    """(N,) log-probabilities from equal parts of the positions; some parts may be empty if other
+    ranks have more positions."""
     if chunks <= 1:
         return chunk_logps(hidden, targets)
     parts = zip(hidden.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
@@ -149,8 +150,8 @@ def _in_chunks(
 
 
 def logit_transform(config: Any) -> Callable[[Tensor], Tensor]:
-    """What the policy's forward does to its head's output: Cohere's scale, Granite's divisor,
-    Gemma's soft cap."""
+    """Make the function that the policy's forward applies to its head's output: Cohere's scale,
+    Granite's divisor, Gemma's soft cap."""
     config = config.get_text_config()
     scale = getattr(config, "logit_scale", None)
     divisor = getattr(config, "logits_scaling", None)

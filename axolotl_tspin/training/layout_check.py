@@ -1,4 +1,4 @@
-"""The layout that a training uses, and the proof on a real triplet that it is exact."""
+"""The layout that a training uses, and the check on a real triplet that it is exact."""
 
 import dataclasses
 import logging
@@ -24,21 +24,21 @@ TOLERANCE = {
     torch.float16: 2e-2,
     torch.bfloat16: 1e-1,
 }
-"""Mean difference of a token's log-probability, in nats, that rounding explains."""
+"""Largest mean difference of a token's log-probability, in nats, that rounding explains."""
 
 MOST_PLAIN_LOGITS = 2**29
 """Logits of the plain side of the check: 2 GiB of float32."""
 
 
 class CheckedLayout:
-    """The layout of a training: chosen for its policy, compared with the plain one before the
-    first step, and replaced by it where they differ.
+    """The layout of a training. It is chosen for the policy and compared with the plain layout
+    before the first step; where they differ, the plain one replaces it.
 
     Args:
         model: the policy, not yet wrapped; its attention implementation is set.
         wanted: `t_spin.layout`.
-        compiled: the policy is compiled by torch.compile.
-        lowest: gives a number's minimum over the ranks.
+        compiled: True if torch.compile compiles the policy.
+        lowest: returns a number's minimum over the ranks.
 
     Raises:
         TSpinError: the policy cannot take the layout that is wanted.
@@ -55,13 +55,13 @@ class CheckedLayout:
             self._plain_attention = use_structured_attention(model)
 
     def check(self, model: Any, batch: dict[str, Any], dtype: torch.dtype, *, log: bool) -> None:
-        """Compare with the plain way, once; all ranks take what the worst one finds.
+        """Compare with the plain layout, once; all ranks use the worst rank's result.
 
         Args:
             model: the policy as it is trained, wrapped.
-            batch: on the policy's device.
-            dtype: what the training computes in.
-            log: this process reports the outcome.
+            batch: a batch on the policy's device.
+            dtype: the type that the training computes in.
+            log: True if this process reports the result.
         """
         if self._is_checked:
             return
@@ -88,7 +88,7 @@ class CheckedLayout:
         self.choice = PLAIN._replace(reason=reason)
 
     def laid_out(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch itself, or padded where it was packed before the check failed."""
+        """Return the batch, padded if it was packed before the check failed."""
         if self.choice.layout != "padded" or batch["layout"].rows is None:
             return batch
         padded = pad_triplets(triplets_of(batch), pad_token_id=0)
@@ -99,8 +99,8 @@ class CheckedLayout:
         return padded
 
     def _difference(self, model: Any, batch: dict[str, Any]) -> tuple[float, str]:
-        """Mean difference of a token's log-probability over the worst rank's triplet, in nats
-        (infinite where a way fails), and what was found in words."""
+        """Compute the mean difference of a token's log-probability over the worst rank's triplet,
+        in nats (infinite if a layout fails), and describe it."""
         policy = unwrapped(model)
         attention = base_of(policy).config._attn_implementation
         plain_attention = self._plain_attention or attention
@@ -114,7 +114,7 @@ class CheckedLayout:
                 logps.append(checked_logps(triplet, model, choice, its_attention, device))
             except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
                 reason = f"it fails ({error})"
-            # Ranks go on together: the next forward waits for all of them.
+            # Ranks must stop together: the next forward waits for all of them.
             if self._lowest(len(logps)) < number:
                 return float("inf"), reason
         worst = -self._lowest(-(logps[0] - logps[1]).abs().mean().item())
@@ -122,7 +122,7 @@ class CheckedLayout:
 
 
 def use_structured_attention(model: Any) -> str:
-    """Set the policy's attention implementation to `STRUCTURED`; returns what it was."""
+    """Set the policy's attention implementation to `STRUCTURED`; return the previous one."""
     base = base_of(model)
     before = base.config._attn_implementation
     base.set_attn_implementation(STRUCTURED)
@@ -130,7 +130,7 @@ def use_structured_attention(model: Any) -> str:
 
 
 def triplet_to_check(triplets: Sequence[TripletTokens], vocabulary: int) -> TripletTokens:
-    """The longest triplet whose plain logits are affordable, or the shortest of all."""
+    """Choose the longest triplet whose plain logits fit into memory, or the shortest of all."""
 
     def logits(triplet: TripletTokens) -> int:
         return 3 * (len(triplet.prompt) + max(map(len, triplet[1:]))) * vocabulary
@@ -146,15 +146,15 @@ def checked_logps(
     """(N,) log-probabilities in nats of a triplet's response tokens, y, y′ and y0 one after
     another, float64.
 
-    The policy is put into evaluation mode meanwhile, so that dropout does not count.
+    Meanwhile the policy is in evaluation mode, without dropout.
 
     Args:
         model: the policy as it is trained, wrapped.
-        attention: the attention implementation for this once.
+        attention: the attention implementation for this forward only.
     """
     if isinstance(model, DistributedDataParallel):
-        # Its forward synchronises buffers by whether the last one ended: a rank where this one
-        # fails would be out of step.
+        # DDP's forward synchronises buffers depending on whether the last forward ended. A rank
+        # where this forward fails would be out of step.
         model = model.module
     base = base_of(unwrapped(model))
     before = base.config._attn_implementation

@@ -1,4 +1,4 @@
-"""Which layout a policy can be trained in."""
+"""Choice of the layout that a policy can be trained in."""
 
 from typing import Any, NamedTuple
 
@@ -7,26 +7,26 @@ from axolotl_tspin.training.policies import base_of
 
 
 class Choice(NamedTuple):
-    """A layout, how the head is applied (`heads.HEADS`), and why."""
+    """A layout, the way to apply the head (`heads.HEADS`), and the reason."""
 
     layout: str
     head: str
     reason: str
 
 
-PLAIN = Choice("padded", "plain", "what every other way is compared with")
+PLAIN = Choice("padded", "plain", "every other layout is compared with it")
 
 
 def choose_layout(model: Any, wanted: str, *, compiled: bool = False) -> Choice:
-    """The fastest exact layout for a policy, by what its class and configuration say.
+    """Choose the fastest exact layout for a policy, from its class and configuration.
 
     Args:
         model: the policy (a transformers model, or one under PEFT), not yet wrapped.
         wanted: `t_spin.layout`: "auto", "shared_prefix" or "padded".
-        compiled: the policy is compiled by torch.compile.
+        compiled: True if torch.compile compiles the policy.
 
     Raises:
-        TSpinError: "shared_prefix" is wanted and the policy cannot take it.
+        TSpinError: "shared_prefix" is wanted, but the policy cannot take it.
     """
     head = "plain" if compiled or model.get_output_embeddings() is None else "chunked"
     if wanted == "padded":
@@ -43,12 +43,12 @@ def choose_layout(model: Any, wanted: str, *, compiled: bool = False) -> Choice:
 
 
 def obstacle_to_sharing(model: Any, *, compiled: bool) -> str | None:
-    """Why responses cannot share their prompt's row, if they cannot."""
+    """Explain why responses cannot share their prompt's row; None if they can."""
     base = base_of(model)
     name = type(base).__name__
     config = base.config.get_text_config()
     if compiled:
-        return "torch.compile would compile again for every row's shape"
+        return "torch.compile would recompile for the shape of every row"
     if base.config.is_encoder_decoder:
         return f"{name} is an encoder-decoder"
     if getattr(base, "_is_stateful", False):
@@ -62,5 +62,5 @@ def obstacle_to_sharing(model: Any, *, compiled: bool) -> str | None:
     if getattr(config, "attention_chunk_size", None):
         return f"{name} attends in chunks of the row"
     if not getattr(base, "_supports_attention_backend", False):
-        return f"{name} takes no other attention than its own"
+        return f"{name} supports only its own attention"
     return None

@@ -14,12 +14,12 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "mm_token_type_id
 def triplet_logps(
     model: nn.Module, batch: dict[str, Any], *, head: str = "chunked"
 ) -> tuple[Tensor, Tensor]:
-    """Sums of the log-probabilities of a batch's responses, in one forward of the policy.
+    """Sum the log-probabilities of a batch's responses, in one forward of the policy.
 
     Args:
         model: a causal language model whose output has `.logits`, wrapped or not. For a batch of
             `pack_triplets` its attention implementation is `attention.STRUCTURED`.
-        batch: of B triplets, as `layouts` describes it.
+        batch: a batch of B triplets, as `layouts` describes it.
         head: one of `heads.HEADS`.
 
     Returns:

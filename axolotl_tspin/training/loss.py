@@ -1,5 +1,5 @@
-"""The T-SPIN loss (eq. 7 of arXiv 2601.08198) and those it is compared with, as a pure function of
-log-probabilities.
+"""The T-SPIN loss (eq. 7 of arXiv 2601.08198), its baseline and its ablations, as one pure function
+of log-probabilities.
 
     method       reward of a response z, over α           historical term
     t_spin       log π_θ(z|x)                             β·ℓ(α·v)             eq. 7
@@ -7,7 +7,7 @@ log-probabilities.
     spin         log π_θ(z|x) − log π_θt(z|x)             none                 eq. 3; α is SPIN's λ
     t_spin_ref   log π_θ(z|x) − log π_θt(z|x)             β·ℓ(α·v)             eq. 9
 
-So a method is given by whether `reference_logps` are there and whether `beta` is 0.
+So two things decide the method: whether `reference_logps` are given, and whether `beta` is 0.
 """
 
 from typing import NamedTuple
@@ -20,10 +20,10 @@ LOSSES = ("logistic", "exponential")
 
 
 class TripletLoss(NamedTuple):
-    """The loss of a batch of B triplets and what it is made of; every field is (B,).
+    """The loss of a batch of B triplets and its parts; every field is (B,).
 
     `current_advantage` (u) and `historical_advantage` (v) are differences of rewards in nats, not
-    yet times α: with reference log-probabilities they are relative to the reference.
+    yet times α. With reference log-probabilities they are relative to the reference.
     """
 
     loss: Tensor
@@ -34,13 +34,13 @@ class TripletLoss(NamedTuple):
 
 
 def ell(advantage: Tensor, loss: str) -> Tensor:
-    """The monotonically decreasing ℓ of eq. 7, elementwise.
+    """Compute the monotonically decreasing ℓ of eq. 7, elementwise.
 
     Args:
         advantage: any shape; already times α.
         loss: "logistic" for −log σ(a), "exponential" for exp(−a). The latter leaves float32's
-            range at a < −88, where it is inf (and so is its gradient): sequence-level advantages
-            need a small α with it.
+            range at a < −88, where it and its gradient are inf, so sequence-level advantages need
+            a small α with it.
 
     Raises:
         ValueError: `loss` is neither.
@@ -53,7 +53,7 @@ def ell(advantage: Tensor, loss: str) -> Tensor:
 
 
 def ell_weight(advantage: Tensor, loss: str) -> Tensor:
-    """|ℓ′| of eq. 7's gradient (theorem 1), elementwise: what weighs a triplet's gradient.
+    """Compute |ℓ′|, the weight of a triplet's gradient (eq. 7, theorem 1), elementwise.
 
     Args:
         advantage: any shape; already times α.
@@ -76,18 +76,18 @@ def t_spin_loss(
     loss: str = "logistic",
     reference_logps: Tensor | None = None,
 ) -> TripletLoss:
-    """ℓ(α·u) + β·ℓ(α·v) for each triplet (eq. 7; eq. 3 and 9 with reference log-probabilities).
+    """Compute ℓ(α·u) + β·ℓ(α·v) of each triplet (eq. 7; eq. 3 and 9 with `reference_logps`).
 
     With log π(z|x) the sum over a response's tokens, u = log π(y|x) − log π(y′|x) is the current
-    advantage and v = log π(y′|x) − log π(y0|x) the historical one; with a reference policy, both
-    minus the same difference under that policy.
+    advantage and v = log π(y′|x) − log π(y0|x) the historical one. With a reference policy, the
+    same difference under that policy is subtracted from both.
 
     Args:
         annotated_logps, synthetic_logps, proto_synthetic_logps: (B,) sums of log-probabilities,
             in nats, float32 or wider.
         alpha: scale of both advantages, > 0.
-        beta: weight of the historical term, ≥ 0. At 0 the historical term takes no part in the
-            graph, so its value, however extreme, cannot reach a gradient.
+        beta: weight of the historical term, ≥ 0. At 0 the historical term is not in the graph, so
+            even an extreme value cannot reach a gradient.
         loss: "logistic" or "exponential".
         reference_logps: (B, 3) the same sums for the three responses under the frozen policy that
             the iteration starts from; None for the methods without a reference.

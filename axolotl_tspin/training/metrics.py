@@ -12,7 +12,7 @@ from axolotl_tspin.triplets import RESPONSES
 Array = TypeVar("Array", Tensor, np.ndarray)
 
 SATURATED = 0.01
-"""A gradient's weight |ℓ′| below this counts as saturated: α·u > 4.6 nats for the logistic loss."""
+"""A gradient's weight |ℓ′| below this is saturated: α·u > 4.6 nats for the logistic loss."""
 
 
 def triplet_metrics(
@@ -22,16 +22,16 @@ def triplet_metrics(
     alpha: float,
     reference_logps: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Every metric of a batch of B triplets, each (B,), float32, detached.
+    """Compute every metric of a batch of B triplets, each (B,), float32, detached.
 
     Args:
-        losses: what `t_spin_loss` returned.
+        losses: the result of `t_spin_loss`.
         logps: (B, 3) sums of log-probabilities in nats, in the order of `RESPONSES`.
         counts: (B, 3) response token counts.
         alpha: the loss's α: rewards are α·log π (section 3 of the paper).
         reference_logps: (B, 3) the same sums under the frozen policy, for the methods whose
             rewards are relative to it (eq. 3, 9): α·(log π − log π_ref). `logps/…` stay absolute,
-            so that the order of rewards and the order of likelihoods can be told apart.
+            so that the order of rewards can be compared with the order of likelihoods.
     """
     rewards = rewards_of(logps, alpha, reference_logps)
     gap = logps[:, 0] - logps[:, 1]
@@ -59,7 +59,7 @@ def triplet_metrics(
 def saturation_metrics(
     losses: TripletLoss, *, alpha: float, beta: float, loss: str
 ) -> dict[str, Tensor]:
-    """Which triplets have (almost) no gradient left, each (B,), float32 of 0 and 1.
+    """Mark the triplets that have (almost) no gradient left, each (B,), float32 of 0 and 1.
 
     `saturation/current` and `saturation/historical` look at one term's weight |ℓ′|,
     `saturation/both` at |ℓ′(α·u)| + β·|ℓ′(α·v)|.
@@ -74,21 +74,22 @@ def saturation_metrics(
 
 
 def rewards_of(logps: Array, alpha: float, reference_logps: Array | None = None) -> Array:
-    """The reward of each response, α·log π, relative to the frozen policy's where a method has
-    one (eq. 3, 9); of the shape and the kind (tensor or array) of `logps`."""
+    """Compute the reward of each response, α·log π, relative to the frozen policy if the method has
+    one (eq. 3, 9); same shape and kind (tensor or array) as `logps`."""
     return alpha * (logps if reference_logps is None else logps - reference_logps)
 
 
 def saturated_triplets(
     current: Tensor, historical: Tensor, *, beta: float, loss: str
 ) -> dict[str, Tensor]:
-    """Which triplets have a gradient's weight below `SATURATED`, each bool, of one shape.
+    """Mark the triplets with a gradient's weight below `SATURATED`, each bool, of one shape.
 
     Args:
         current, historical: both advantages, already times α.
 
     Returns:
-        By `current` and `historical`, each term's |ℓ′|, and `both`, |ℓ′(α·u)| + β·|ℓ′(α·v)|.
+        Under `current` and `historical` by each term's |ℓ′|; under `both` by
+        |ℓ′(α·u)| + β·|ℓ′(α·v)|.
     """
     weights = {"current": ell_weight(current, loss), "historical": ell_weight(historical, loss)}
     weights["both"] = weights["current"] + beta * weights["historical"]
@@ -103,7 +104,7 @@ class RunningMeans:
         self._totals: Tensor | None = None
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """Add one value a triplet for every metric; all (B,), the same names each time."""
+        """Add one value per triplet for every metric; all (B,), the same names each time."""
         self._names = list(metrics)
         values = torch.stack([*metrics.values(), torch.ones_like(next(iter(metrics.values())))])
         totals = values.double().sum(dim=1)
@@ -114,7 +115,7 @@ class RunningMeans:
         return self._totals
 
     def means(self, totals: Tensor) -> dict[str, float]:
-        """Means from totals (this process's own, or summed over ranks); resets the sums."""
+        """Compute means from totals (this process's, or summed over ranks); resets the sums."""
         *sums, triplets = totals.tolist()
         self._totals = None
         return {name: total / triplets for name, total in zip(self._names, sums, strict=True)}

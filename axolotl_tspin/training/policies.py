@@ -1,4 +1,4 @@
-"""Reaching the transformers model inside wrappers, its numbers and its precision (torch only)."""
+"""Access to the transformers model inside wrappers, its sizes and its precision (torch only)."""
 
 import contextlib
 from typing import Any
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """The policy under DDP's, DeepSpeed's or a compiler's wrapper; PEFT's stays."""
+    """Take the policy out of DDP's, DeepSpeed's or a compiler's wrapper; PEFT's stays."""
     while True:
         inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
         if not isinstance(inner, nn.Module):
@@ -17,7 +17,7 @@ def unwrapped(model: nn.Module) -> Any:
 
 
 def base_of(policy: Any) -> Any:
-    """The transformers model, under PEFT or not."""
+    """Get the transformers model, under PEFT or not."""
     return policy.get_base_model() if hasattr(policy, "peft_config") else policy
 
 

@@ -26,10 +26,10 @@ def score_triplets(
     Args:
         model: the policy, on its device.
         batch_size: triplets in one forward.
-        precision: what the forward is autocast to.
+        precision: type that the forward is autocast to.
     """
     model.eval()
-    # Triplets of like length together, so that little is padding.
+    # Triplets of similar length go together, to keep padding small.
     order = sorted(range(len(triplets)), key=lambda i: sum(map(len, triplets[i])))
     logps = torch.empty(len(triplets), 3, dtype=torch.float64)
     for start in range(0, len(order), batch_size):

@@ -27,10 +27,10 @@ LOG = logging.getLogger(__name__)
 class TripletTrainer(Trainer):
     """Trains on batches of triplets (`layouts`) with the loss of eq. 7.
 
-    `args` carries the fields of `arguments.TSpinTrainingArgs`. The loss of an optimizer step is the
-    mean over all its triplets, whatever the micro-batches, ranks and last partial batch they come
-    in. The layout is chosen for the policy, and compared with the plain one on a real triplet
-    before the first step; where they differ, the plain one is taken.
+    `args` has the fields of `arguments.TSpinTrainingArgs`. The loss of an optimizer step is the
+    mean over all its triplets, whatever their micro-batches and ranks, also in a partial last
+    batch. The layout is chosen for the policy and compared with the plain one on a real triplet
+    before the first step; where they differ, the plain one is used.
     """
 
     # compute_loss divides by the step's own number of triplets (get_batch_samples), so the
@@ -64,7 +64,7 @@ class TripletTrainer(Trainer):
             LOG.info("T-SPIN layout: %s (%s)", self.layout.choice.layout, self.layout.choice.reason)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's.
+        """Train as the Trainer does.
 
         Raises:
             TSpinError: the checkpoints could not be resumed from.
@@ -79,10 +79,10 @@ class TripletTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Σ over the batch's triplets / triplets of the optimizer step × ranks, a scalar.
+        """Compute Σ over the batch's triplets / triplets of the optimizer step × ranks, a scalar.
 
-        Ranks average their gradients, hence the factor. Without `num_items_in_batch`
-        (evaluation) it is the batch's mean.
+        The factor is there because ranks average their gradients. Without `num_items_in_batch`
+        (evaluation) the loss is the batch's mean.
         """
         inputs = self._in_checked_layout(model, inputs)
         logps, counts = triplet_logps(model, inputs, head=self.layout.choice.head)
@@ -113,21 +113,22 @@ class TripletTrainer(Trainer):
         inputs: dict[str, Any],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """The Trainer's step; before it, in every `t_spin_gradient_norms`-th optimizer step, the
-        gradients of the loss's two terms are measured."""
+        """Run the Trainer's step. Before it, in every `t_spin_gradient_norms`-th optimizer step,
+        measure the gradients of the loss's two terms."""
         every = self.args.t_spin_gradient_norms
         if every and self.state.global_step % every == 0:
             self._measure_gradients(model, self._prepare_inputs(inputs), num_items_in_batch)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def score(self, dataset: Any) -> dict[int, list[float]]:
-        """Log-probabilities of triplets under the policy as it is now, on all ranks together.
+        """Score triplets under the current policy, on all ranks together.
 
         Args:
             dataset: rows as the collator takes them, with a distinct number in `row`.
 
         Returns:
-            Row number → sums in nats in the order of `RESPONSES`; on every rank all rows.
+            Row number → sums of log-probabilities in nats in the order of `RESPONSES`; every rank
+            gets all rows.
         """
         self._scored = []
         try:
@@ -146,7 +147,7 @@ class TripletTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor]:
-        """The micro-batches of one optimizer step, and its triplets summed over all ranks."""
+        """Get the micro-batches of one optimizer step, and its number of triplets on all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             batches[-1]["layout"] = self._without_repeated(batches[-1]["layout"])
@@ -160,7 +161,7 @@ class TripletTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
-        """The batch's mean loss; its metrics go to `evaluation_loop`."""
+        """Compute the batch's mean loss; its metrics go to `evaluation_loop`."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
@@ -168,7 +169,7 @@ class TripletTrainer(Trainer):
             scored = self.accelerator.gather_for_metrics((inputs["rows"], outputs["logps"]))
             self._scored.append((scored[0].cpu(), scored[1].cpu()))
         metrics = {"loss": outputs["loss"].float(), **outputs["metrics"]}
-        # gather_for_metrics drops the rows that were repeated to fill the last batch of a rank.
+        # gather_for_metrics drops the rows that were repeated to fill a rank's last batch.
         gathered = self.accelerator.gather_for_metrics(torch.stack([*metrics.values()], dim=1))
         self._eval_means.add(dict(zip(metrics, gathered.unbind(dim=1), strict=True)))
         return loss, None, None
@@ -181,7 +182,7 @@ class TripletTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The Trainer's loop, with every metric's mean over the data set's triplets."""
+        """Run the Trainer's loop, and add every metric's mean over the data set's triplets."""
         output = super().evaluation_loop(
             dataloader,
             description,
@@ -197,7 +198,7 @@ class TripletTrainer(Trainer):
         return output._replace(metrics={**(output.metrics or {}), **means})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the training metrics' means over the logging interval and over all ranks."""
+        """Add the training metrics' means over the logging interval and over all ranks."""
         totals = self._train_means.totals()
         if "loss" in logs and totals is not None:
             logs.update(self._train_means.means(self.accelerator.reduce(totals, reduction="sum")))
@@ -210,8 +211,8 @@ class TripletTrainer(Trainer):
         super().log(logs, start_time)
 
     def _refuse_partial_checkpoints(self) -> None:
-        """accelerate writes rank 0's part of an adapter as if it were the whole, and gives every
-        rank that part when it resumes."""
+        """Refuse checkpoints in which accelerate writes rank 0's part of an adapter as if it were
+        the whole. On resuming, every rank would get that part."""
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         if (
             plugin is not None
@@ -222,8 +223,8 @@ class TripletTrainer(Trainer):
             and self.accelerator.num_processes > 1
         ):
             raise TSpinError(
-                "FSDP2 with `state_dict_type: FULL_STATE_DICT` writes checkpoints that hold one "
-                "rank's part of an adapter alone. Set, under `fsdp_config`, `state_dict_type: "
+                "FSDP2 with `state_dict_type: FULL_STATE_DICT` writes checkpoints that hold only "
+                "one rank's part of an adapter. Set, under `fsdp_config`, `state_dict_type: "
                 "SHARDED_STATE_DICT` and `final_state_dict_type: FULL_STATE_DICT`; or "
                 '`save_strategy: "no"`, for no checkpoints before the end'
             )
@@ -234,23 +235,23 @@ class TripletTrainer(Trainer):
         if not self.accelerator.even_batches:
             raise TSpinError(
                 "`accelerator_config: even_batches: false` gives some ranks fewer batches than "
-                "others, which would wait for them for ever; leave it out (the triplets that fill "
+                "others, which would then wait without end; leave it out (the triplets that fill "
                 "the last batch do not count in the loss)"
             )
         if self.accelerator.dispatch_batches:
             raise TSpinError(
                 "`accelerator_config: dispatch_batches: true` cuts batches between triplets' rows; "
-                "leave it out: every rank reads its own"
+                "leave it out, so that every rank reads its own batches"
             )
 
     def _without_repeated(self, layout: BatchLayout) -> BatchLayout:
-        """The layout of the batch that was read last, with what accelerate repeated marked.
+        """Mark the triplets that accelerate repeated in the layout of the batch read last.
 
-        It fills the last batches of an epoch with the first triplets, so that every rank gets as
-        many as the others. The ranks' batches follow one another in the data.
+        accelerate fills the last batches of an epoch with the first triplets, so that every rank
+        gets equally many. The ranks' batches follow one another in the data.
         """
         ranks = self.accelerator.num_processes
-        # `gradient_state.remainder` does not know an epoch that is resumed.
+        # `gradient_state.remainder` is wrong in a resumed epoch.
         ended = self.accelerator.gradient_state.end_of_dataloader
         if ranks == 1 or not ended or self.args.dataloader_drop_last:
             return layout
@@ -273,7 +274,7 @@ class TripletTrainer(Trainer):
     def _measure_gradients(
         self, model: torch.nn.Module, inputs: dict[str, Any], triplets: Tensor | int | None
     ) -> None:
-        """Add a micro-batch to the parts of its step's gradient; with the last one, their norms."""
+        """Add a micro-batch to the parts of its step's gradient; after the last, keep the norms."""
         inputs = self._in_checked_layout(model, inputs)
         counted = inputs["layout"].counted
         policy = unwrapped(model)
@@ -288,7 +289,7 @@ class TripletTrainer(Trainer):
                 losses = self._losses(
                     logps[:counted], None if reference is None else reference[:counted]
                 )
-            # Ranks are averaged, hence the factor, as in compute_loss.
+            # As in compute_loss, the factor is there because ranks are averaged.
             share = self.accelerator.num_processes / triplets
             historical = self.args.t_spin_beta * losses.historical.sum() * share
             return losses.current.sum() * share, historical
@@ -308,7 +309,7 @@ class TripletTrainer(Trainer):
                 collator.max_tokens_per_row = self.args.t_spin_max_tokens_per_row
 
     def _in_checked_layout(self, model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch in the layout that holds, which is checked before the first step."""
+        """Return the batch in the layout in use, which is checked before the first step."""
         before = self.layout.choice
         self.layout.check(model, batch, self._compute_dtype(), log=self.is_world_process_zero())
         if self.layout.choice != before:
@@ -317,7 +318,7 @@ class TripletTrainer(Trainer):
         return batch if laid_out is batch else self._prepare_inputs(laid_out)
 
     def _lowest(self, value: float) -> float:
-        """A number's minimum over the ranks."""
+        """Compute a number's minimum over the ranks."""
         values = torch.tensor([value], device=self.args.device, dtype=torch.float32)
         return self.accelerator.gather(values).min().item()
 

@@ -1,9 +1,9 @@
-"""The policy that every run starts from: a small Llama trained from scratch on fresh problems until
-it solves a part of the unseen ones.
+"""Train the policy that every run starts from.
 
     python benchmarks/replication/base.py WORK
 
-Writes WORK/base (model and tokenizer) and `results/base.jsonl`.
+It is a small Llama, trained from scratch on fresh problems until it solves a part of the unseen
+ones. The script writes WORK/base (model and tokenizer) and `results/base.jsonl`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 RESULTS = Path(__file__).parent / "results"
 BATCH, LEARNING_RATE, WARMUP = 64, 3e-3, 50
 CHECK_EVERY, STOP_AT = 25, 0.4
-"""Training ends at the first look at which so much of the validation problems is solved."""
+"""Training ends at the first check with this share of the validation problems solved."""
 
 
 def small_llama(vocab_size: int) -> LlamaForCausalLM:
@@ -76,7 +76,7 @@ def main() -> None:
         optimizer.step()
         schedule.step()
         step += 1
-        # A copy, since sampling changes how a model attends.
+        # Use a copy: sampling changes a model's attention.
         if step % CHECK_EVERY == 0 and loss < 0.2:
             solved = accuracy(copy.deepcopy(model), tokenizer, unseen)
             print(f"step {step}: loss {loss.item():.3f}, solved {solved:.3f}", flush=True)

@@ -1,4 +1,4 @@
-"""The data, and accuracy on held-out problems, by greedy decoding with the package's own engine."""
+"""Data, and accuracy on held-out problems by greedy decoding with the package's own engine."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,13 +17,13 @@ MAX_NEW_TOKENS, MAX_NEW_TOKENS_RESTATED = 26, 29
 
 
 def held_out(kind: int) -> list[tuple[str, str]]:
-    """The problems of `TEST`, which results are of, or of `VALIDATION`, which settings are chosen
-    by; no training data has any of them."""
+    """Make the problems of `TEST`, for results, or of `VALIDATION`, for choosing settings. No
+    training data has any of them."""
     return problems(HELD_OUT, seed=kind)
 
 
 def annotated(count: int, seed: int) -> list[tuple[str, str]]:
-    """Annotated problems."""
+    """Make annotated problems that are not held out."""
     kept = frozenset(prompt for kind in (TEST, VALIDATION) for prompt, _ in held_out(kind))
     return problems(count, seed, exclude=kept)
 
@@ -34,7 +34,7 @@ def accuracy(
     unseen: list[tuple[str, str]],
     is_right: Callable[[str, str], bool] = answers,
 ) -> float:
-    """Share of the problems whose greedy solution is right."""
+    """Compute the share of the problems whose greedy solution is right."""
     model.eval()
     end = tokenizer.eos_token_id
     engine = TransformersEngine(
@@ -65,7 +65,7 @@ def accuracy(
 
 
 def annotated_logp(model: Any, tokenizer: Any, unseen: list[tuple[str, str]]) -> float:
-    """Mean of log π(y|x) over annotated solutions, in nats."""
+    """Compute the mean of log π(y|x) over annotated solutions, in nats."""
     triplets = []
     for prompt, solution in unseen:
         x, y = (

@@ -1,9 +1,9 @@
-"""Figures and tables of the replication, from `results/*.jsonl` alone.
+"""Make the figures and tables of the replication from `results/*.jsonl`.
 
     python benchmarks/replication/figures.py
 
-Writes docs/replication/*.png and prints the tables of docs/replication.md: means over seeds with
-95 % confidence intervals by Student's t; differences to T-SPIN are paired by seed.
+It writes docs/replication/*.png and prints the tables of docs/replication.md: means over seeds with
+95 % confidence intervals by Student's t. Differences to T-SPIN are paired by seed.
 """
 
 import json
@@ -41,7 +41,7 @@ def results(study: str) -> list[Record]:
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % confidence interval (0 where there is one value)."""
+    """Compute mean and half width of its 95 % confidence interval (0 for a single value)."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, 0.0
@@ -55,7 +55,7 @@ def shown(values: list[float], scale: float = 100, digits: int = 1) -> str:
 
 
 def by_iteration(records: list[Record], key: str) -> dict[int, list[float]]:
-    """A figure's values over seeds, in the order of seeds."""
+    """Collect a figure's values over seeds, in the order of seeds, by iteration."""
     values: dict[int, list[float]] = defaultdict(list)
     for record in sorted(records, key=lambda r: r["seed"]):
         if key in record:
@@ -69,7 +69,7 @@ def curve(axes: Any, values: dict[int, list[float]], **style: Any) -> None:
 
 
 def paired(ours: list[Record], theirs: list[Record], iteration: int) -> list[float]:
-    """Differences of accuracy after an iteration, seed by seed."""
+    """Compute differences of accuracy after an iteration, seed by seed."""
     scores = [
         {r["seed"]: r["accuracy"] for r in records if r["iteration"] == iteration}
         for records in (ours, theirs)

@@ -1,8 +1,8 @@
-"""A run of the replication: iterations through the package's own generation step and Axolotl's own
+"""Runs of the replication: iterations of the package's own generation step and Axolotl's own
 training, in this process, each measured on held-out problems.
 
-`axolotl t-spin run` starts a process for each step; here Axolotl is imported once for hundreds of
-short ones, and two of its start-up costs are paid once. What a step does is the same.
+`axolotl t-spin run` starts a process for each step. Here Axolotl is imported once for hundreds of
+short steps, and two of its start-up costs are paid once. The steps themselves are the same.
 """
 
 import functools
@@ -39,18 +39,18 @@ from axolotl_tspin.run.tables import read_metadata, read_table
 from axolotl_tspin.training.scoring import score_triplets
 from axolotl_tspin.triplets import RESPONSES, TripletTokens
 
-# `save_to_disk` spawns a process, which imports everything again, longer than a step takes here.
+# `save_to_disk` spawns a process that imports everything again, which takes longer than a step.
 FORK = datasets.arrow_dataset.mp.get_context("fork")
 datasets.arrow_dataset.mp.get_context = lambda method=None: FORK
 
-# The schema of a configuration with our plugin, which is the same in every step.
+# The schema of a configuration with our plugin is the same in every step.
 axolotl.utils.config.merge_input_args = functools.cache(axolotl.utils.config.merge_input_args)
 
-# Axolotl collects garbage often; what the imports made need not be looked at each time.
+# Axolotl collects garbage often; skip the objects that the imports made.
 gc.freeze()
 
 ROWS = 256
-"""Annotated problems of a seed (100 % of its data)."""
+"""Number of annotated problems per seed (100 % of its data)."""
 
 BATCH = 16
 LOGGED = ("loss", "grad_norm", "loss/current", "loss/historical", "advantages/current")
@@ -74,10 +74,10 @@ def write_data(
 
 
 def axolotl_keys(model: Path, data: Path, out: Path, seed: int, learning_rate: float) -> dict:
-    """What all methods have in common: the paper's optimiser, schedule and one pass."""
+    """Make the keys that all methods share: the paper's optimiser, schedule and one pass."""
     return {
         "base_model": str(model),
-        # Under SFT too, which it leaves alone: Axolotl makes its arguments once a process.
+        # Also for SFT, which it does not change: Axolotl makes its arguments once per process.
         "plugins": ["axolotl_tspin.TSpinPlugin"],
         "datasets": [{"path": str(data), "ds_type": "json", "type": "chat_template"}],
         "output_dir": str(out),
@@ -105,14 +105,14 @@ def axolotl_keys(model: Path, data: Path, out: Path, seed: int, learning_rate: f
 
 
 def train(path: Path) -> None:
-    """`axolotl train`, in this process."""
+    """Run `axolotl train` in this process."""
     do_train(load_cfg(str(path)), TrainerCliArgs())
 
 
 def measure(
     model: Any, tokenizer: Any, *, validation: bool = False, shifted: bool = False
 ) -> dict[str, float]:
-    """Of a policy: greedy accuracy and mean log π(y|x) on held-out problems; where annotations
+    """Measure greedy accuracy and mean log π(y|x) of a policy on held-out problems. If annotations
     have shifted, the accuracy counts restated answers."""
     unseen = held_out(VALIDATION if validation else TEST)
     if shifted:
@@ -133,7 +133,7 @@ def sft_run(
     learning_rate: float,
     validation: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Axolotl's own SFT, one pass over the annotations at a time, each starting from the last."""
+    """Run Axolotl's own SFT, one pass over the annotations at a time, each from the last policy."""
     data = write_data(folder, rows)
     model, tokenizer = base, AutoTokenizer.from_pretrained(base)
     for number in range(iterations):
@@ -164,10 +164,10 @@ def self_play_run(
     generation: dict[str, Any] | None = None,
     **t_spin: Any,
 ) -> Iterator[dict[str, Any]]:
-    """The real loop.
+    """Run the real loop.
 
     Args:
-        responses: by prompt, both responses that iteration 0 is to begin with (`axolotl t-spin
+        responses: both responses of each prompt that iteration 0 begins with (`axolotl t-spin
             import`) instead of sampling them.
         t_spin: the block's other keys.
     """
@@ -205,12 +205,12 @@ def shifting_run(
     iterations: int,
     **settings: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Half of the iterations on `rows`; in the other half their annotations restate the answer.
+    """Run half of the iterations on `rows`; in the other half, annotations restate the answer.
 
     Args:
-        then: "new anchor": a new run from the last policy, which samples y0 anew; "old anchor": the
-            same with the y0 of the first run; "mixed": a new anchor, and half of the old
-            annotations beside the new ones.
+        then: "new anchor": a new run from the last policy, which samples y0 again; "old anchor":
+            the same with the y0 of the first run; "mixed": a new anchor, and half of the old
+            annotations added to the new ones.
     """
     before, half = folder.parent / "before", iterations // 2
     common = {"seed": seed, "iterations": half, **settings}
@@ -220,7 +220,7 @@ def shifting_run(
     shifted = [(prompt, restated(solution)) for prompt, solution in rows]
     common["generation"] = {"max_new_tokens": MAX_NEW_TOKENS_RESTATED}
     if then == "old anchor":
-        # y′ as the run with a new anchor sampled it from the same policy.
+        # The run with a new anchor sampled these y′ from the same policy.
         new = folder.parent / "then=new anchor" / "run"
         synthetic = responses_of(RunDirectory(new), "synthetic")
         anchor = responses_of(RunDirectory(before / "run"), "proto_synthetic")
@@ -232,7 +232,7 @@ def shifting_run(
 
 
 def responses_of(run: RunDirectory, name: str) -> dict[str, dict[str, Any]]:
-    """By prompt, the columns of a response in iteration 0's triplets, as a data set has them."""
+    """Read the columns of a response in iteration 0's triplets, by prompt, as in a data set."""
     rows = read_table(run.iteration(0).triplets("train"))[0].to_pylist()
     return {
         json.loads(row["messages"])[-1]["content"]: {
@@ -245,7 +245,7 @@ def responses_of(run: RunDirectory, name: str) -> dict[str, dict[str, Any]]:
 
 
 def triplet_figures(run: RunDirectory, number: int, policy: Any) -> dict[str, Any]:
-    """Of an iteration's triplets under the policy that it trained, and of its steps."""
+    """Compute figures of an iteration's triplets under its trained policy, and of its steps."""
     triplets = run.iteration(number).triplets("train")
     rows = read_table(triplets)[0].to_pylist()
     tokens = [TripletTokens(*(row[name] for name in TOKENS)) for row in rows]
@@ -266,7 +266,7 @@ def triplet_figures(run: RunDirectory, number: int, policy: Any) -> dict[str, An
         "logp_proto_synthetic": p.mean().item(),
         "gap": (y - s).mean().item(),
         "gap_positive": ((y > s) & told_apart).sum().item() / max(told_apart.sum().item(), 1),
-        # Of the triplets whose y and y′ differ: the reward's order is not the likelihood's.
+        # Share of the triplets with y ≠ y′ whose reward has the opposite order of the likelihood.
         "opposite_order": ((margin * (y - s) < 0) & told_apart).sum().item()
         / max(told_apart.sum().item(), 1),
         "synthetic_is_annotated": 1 - told_apart.double().mean().item(),

@@ -1,10 +1,10 @@
-"""A study of the replication: runs whatever its results lack, one line a measured iteration.
+"""Run a study of the replication, as far as its results lack runs; one line per iteration.
 
     python benchmarks/replication/study.py STUDY WORK [--seeds 0 1 2]
 
 Studies: search (first: the others read its best settings), methods, data, grid, selection, shift.
-Stopped, the same command goes on. Processes may share a study by seeds or methods. Results go to
-`results/STUDY.jsonl`.
+After an interruption, the same command continues. Processes may share a study by seeds or methods.
+Results go to `results/STUDY.jsonl`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 METHODS = ("t_spin", "spin", "sft", "no_history", "t_spin_ref")
 ITERATIONS = 5
 SEARCH_SEED, SEARCH_ITERATIONS = 100, 2
-"""Seed 0 is not to be used: `base.py` trains on the problems that it draws."""
+"""Do not use seed 0: `base.py` trains on the problems that it draws."""
 
 SELF_PLAY_TRIALS = tuple(
     (alpha, rate)
@@ -34,7 +34,7 @@ SELF_PLAY_TRIALS = tuple(
     for alpha in alphas
     for rate in rates
 )
-"""α and learning rate; every self-play method tries the same."""
+"""α and learning rate; every self-play method tries the same pairs."""
 
 SFT_TRIALS = (3e-5, 5e-5, 7e-5, 8e-5, 1e-4, 1.2e-4, 1.5e-4, 2e-4, 3e-4, 1e-3)
 """SFT has no α; it gets as many trials as the others."""
@@ -42,7 +42,7 @@ SFT_TRIALS = (3e-5, 5e-5, 7e-5, 8e-5, 1e-4, 1.2e-4, 1.5e-4, 2e-4, 3e-4, 1e-3)
 GRID = (0.1, 0.3, 0.5, 1.0)
 
 Arm = dict[str, Any]
-"""What identifies a run within its study, next to the seed; `method` "sft" or a t_spin.method."""
+"""Keys that identify a run within its study and seed; `method` is "sft" or a t_spin.method."""
 
 
 def search_arms() -> Iterator[Arm]:
@@ -97,7 +97,7 @@ def results(study: str) -> list[dict[str, Any]]:
 
 
 def best(method: str) -> Arm:
-    """The settings with the highest accuracy on validation problems at the end of the search."""
+    """Find the settings with the highest validation accuracy at the end of the search."""
     found = [
         r
         for r in results("search")
@@ -120,13 +120,13 @@ def run_arm(study: str, arm: Arm, seed: int, work: Path) -> Iterator[dict[str, A
         "learning_rate": rate,
         "validation": study == "search",
     }
-    # Fewer rows are the first of more.
+    # A smaller data set is the beginning of a larger one.
     rows = annotated(ROWS, seed)[: settings.pop("rows", ROWS)]
     if method == "sft":
         yield from sft_run(folder, work / "base", rows, **common)
         return
     if "then" in settings:
-        # The runs of a seed share what comes before the shift.
+        # The runs of a seed share the iterations before the shift.
         folder = work / study / f"seed={seed}" / f"then={settings['then']}"
         common["iterations"] = ITERATIONS + 1
         common.pop("validation")

@@ -1,7 +1,7 @@
-"""The task: a two-digit number, three digits added or taken away, worked step by step.
+"""The task: a two-digit number, three digits added or subtracted, solved step by step.
 
-A problem is `47+8-6+9`, its annotated solution `47+8=55,55-6=49,49+9=58`. The answer is what stands
-after the last `=`, so that a sampled solution can be checked. All results lie in 10 … 99.
+A problem is `47+8-6+9`, its annotated solution `47+8=55,55-6=49,49+9=58`. The answer comes after
+the last `=`, so a sampled solution can be checked. All results lie in 10 … 99.
 """
 
 import random
@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character."""
+    """Make a tokenizer with one token per character."""
     vocabulary = {token: i for i, token in enumerate([PAD, BEGIN, ANSWER, END, *CHARACTERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -43,7 +43,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def problem(generator: random.Random) -> tuple[str, str]:
-    """A prompt and its worked solution."""
+    """Draw a prompt and its worked solution."""
     value = generator.randrange(10, 100)
     prompt, lines = str(value), []
     for _ in range(STEPS):
@@ -58,7 +58,7 @@ def problem(generator: random.Random) -> tuple[str, str]:
 
 
 def problems(count: int, seed: int, exclude: frozenset[str] = frozenset()) -> list[tuple[str, str]]:
-    """Different problems, none of which has a prompt in `exclude`."""
+    """Draw different problems, none of which has a prompt in `exclude`."""
     generator, found = random.Random(seed), {}
     while len(found) < count:
         prompt, solution = problem(generator)
@@ -68,23 +68,23 @@ def problems(count: int, seed: int, exclude: frozenset[str] = frozenset()) -> li
 
 
 def answer(solution: str) -> str | None:
-    """The last result of a solution, if it has one."""
+    """Find the last result of a solution; None if it has none."""
     match = re.search(r"=(\d+)$", solution)
     return match.group(1) if match else None
 
 
 def restated(solution: str) -> str:
-    """The solution with its answer once more at the end: what annotations shift to in a study."""
+    """Repeat a solution's answer at its end; annotations shift to this in a study."""
     return f"{solution},{answer(solution)}"
 
 
 def answers(sampled: str, solution: str) -> bool:
-    """Whether a sampled solution ends in the annotated one's answer."""
+    """True if a sampled solution ends in the annotated one's answer."""
     return answer(sampled) == answer(solution)
 
 
 def answers_restated(sampled: str, solution: str) -> bool:
-    """The same where the answer is to be restated."""
+    """True if a sampled solution ends in the annotated one's answer, restated."""
     return answers(sampled.rpartition(",")[0], solution) and sampled.endswith(
         f",{answer(solution)}"
     )

@@ -1,10 +1,10 @@
-"""The templates of the report and of the model card (jinja2)."""
+"""Templates of the report and of the model card (jinja2)."""
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 
 
 def template(name: str) -> Template:
-    """One of the files beside this module; names that it does not know are errors."""
+    """Load one of the files next to this module; in it, undefined names are errors."""
     environment = Environment(
         loader=PackageLoader("axolotl_tspin.diagnostics.templates", ""),
         autoescape=select_autoescape(["html.jinja"]),

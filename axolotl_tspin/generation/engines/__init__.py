@@ -1,1 +1,1 @@
-"""What samples: transformers in this process, vLLM in another, servers."""
+"""Engines that sample: transformers in this process, vLLM in another, servers."""

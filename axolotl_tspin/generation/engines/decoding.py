@@ -1,9 +1,10 @@
-"""Cheaper decoding for transformers' generation: a cache with room, attention without copies of
-grouped heads, one random number a token, every row's own end.
+"""Cheaper decoding for transformers' generation.
 
-The first three are what transformers does, with less work: its cache is copied with every token,
-under a padding mask its `sdpa` repeats keys and values for every query head, and its sampling draws
-a random number for every token of the vocabulary. Its end tokens are the whole batch's.
+- A cache with room: transformers' cache is copied with every token.
+- Attention without copies of grouped heads: under a padding mask, transformers' `sdpa` repeats
+  keys and values for every query head.
+- One random number per sampled token: transformers draws one for every token of the vocabulary.
+- Separate stop tokens for every row: transformers has one set for the whole batch.
 """
 
 from collections.abc import Sequence
@@ -26,20 +27,20 @@ from transformers.masking_utils import sdpa_mask
 from axolotl_tspin.training.policies import base_of
 
 DECODING = "t_spin_decoding"
-"""The name of this attention: `model.set_attn_implementation(DECODING)`."""
+"""Name of this attention: `model.set_attn_implementation(DECODING)`."""
 
 ROOM = 64
 """Tokens that a cache can take before it is copied to a larger one."""
 
 PART = 256
-"""Neighbouring tokens of the vocabulary whose probabilities are added up before one is drawn."""
+"""Neighbouring tokens of the vocabulary whose probabilities are summed before one is drawn."""
 
 
 class RoomyLayer(DynamicLayer):
     """A DynamicLayer that is copied every `ROOM` tokens; `keys` and `values` are views.
 
     Args:
-        tokens: room for at least so many from the start.
+        tokens: number of tokens to have room for from the start.
     """
 
     def __init__(self, tokens: int) -> None:
@@ -54,7 +55,7 @@ class RoomyLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         old, length = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
-        # Whatever else changed the layer left tensors without room.
+        # Other code that changed the layer left tensors without room.
         stores = self._stores if self.keys is self._view else None
         if stores is None or stores[0].shape[-2] < length:
             rows = len(key_states)
@@ -104,15 +105,15 @@ def give_room(cache: DynamicCache, tokens: int = 0) -> None:
 
 
 class RowSampler(LogitsProcessor):
-    """Draws every row's token from its own seed, whatever else is in the batch.
+    """Draws every row's tokens from the row's own seed, whatever else is in the batch.
 
-    Inverts the cumulative distribution at one uniform number a token, first of the sums of
-    `PART` tokens, then within one of them, and leaves the drawn token alone in the scores, so that
-    greedy decoding takes it.
+    Each token takes one uniform number, at which the cumulative distribution is inverted: first
+    over sums of `PART` tokens, then within one of them. Only the drawn token stays in the scores,
+    so greedy decoding takes it.
 
     Args:
-        seeds: of the rows.
-        prompt_length: tokens of `input_ids` before the first one that is drawn.
+        seeds: the rows' seeds.
+        prompt_length: tokens of `input_ids` before the first drawn one.
         limit: most tokens that are drawn for a row.
     """
 
@@ -128,11 +129,11 @@ class RowSampler(LogitsProcessor):
         )
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows of the batch."""
+        """Keep only these rows of the batch."""
         self._uniform = self._uniform[list(rows)]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(rows, vocabulary) scores, −inf but for the drawn tokens."""
+        """(rows, vocabulary) scores, −inf except for the drawn tokens."""
         uniform = self._uniform[:, input_ids.shape[1] - self._prompt_length, None]
         probabilities = scores.float().softmax(dim=1)
         if missing := -probabilities.shape[1] % PART:
@@ -145,8 +146,11 @@ class RowSampler(LogitsProcessor):
 
 
 def _inverted(weights: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the cumulative sums of (rows, N) weights pass a share (rows, 1) of all: (rows, 1)
-    index, of a positive weight, and the share of that weight that lies below."""
+    """Find where the cumulative sums of (rows, N) weights pass a share (rows, 1) of their total.
+
+    Returns:
+        (rows, 1) index of a positive weight, and the share of that weight below the point.
+    """
     cumulative = weights.cumsum(dim=1, dtype=torch.float64)
     total = cumulative[:, -1:]
     point = torch.minimum(share * total, total.nextafter(torch.zeros_like(total)))
@@ -156,24 +160,24 @@ def _inverted(weights: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class RowStops(StoppingCriteria):
-    """Ends every row at its own stop tokens, which rows of several data sets do not share.
+    """Ends every row at its own stop tokens, which can differ between data sets.
 
     Args:
-        stop_ids: of the rows.
+        stop_ids: the rows' stop tokens.
     """
 
     def __init__(self, stop_ids: Sequence[Sequence[int]], device: torch.device) -> None:
         most = max(map(len, stop_ids))
-        # Filled up with what is no token.
+        # −1 is not a token.
         padded = [[*ids, *[-1] * (most - len(ids))] for ids in stop_ids]
         self._stop_ids = torch.tensor(padded, dtype=torch.long, device=device)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows of the batch."""
+        """Keep only these rows of the batch."""
         self._stop_ids = self._stop_ids[rows]
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        """(rows,) bool: the rows that have ended with their last token."""
+        """(rows,) bool: the rows whose last token ends them."""
         return (input_ids[:, -1:] == self._stop_ids).any(dim=1)
 
 
@@ -187,8 +191,8 @@ def decoding_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: `sdpa`, but under a mask the queries of grouped heads
-    stand side by side over their one key head."""
+    """Implement transformers' attention interface as `sdpa`, but under a mask put the queries of
+    grouped heads next to each other over their shared key head."""
     rows, heads, length, size = query.shape
     groups = heads // key.shape[1]
     causal = attention_mask is None and length > 1
@@ -209,7 +213,7 @@ def decoding_attention(
 
 
 def use_decoding_attention(model: Any) -> None:
-    """Have a model that attends by `sdpa` decode this way."""
+    """Switch a model that uses `sdpa` to this attention."""
     base = base_of(model)
     if base.config._attn_implementation == "sdpa" and base._supports_attention_backend:
         base.set_attn_implementation(DECODING)

@@ -1,4 +1,4 @@
-"""What the generation step asks of an engine, and the engines by name."""
+"""Interface between the generation step and an engine."""
 
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, Protocol
@@ -8,11 +8,11 @@ class Request(NamedTuple):
     """A prompt to be answered.
 
     Attributes:
-        row: names the request.
+        row: identifies the request.
         prompt_ids: the prompt's token ids.
-        max_new_tokens: the stop token included.
-        seed: of the sampling, below 2³¹.
-        stop_ids: tokens any of which ends the response.
+        max_new_tokens: most tokens, the stop token included.
+        seed: seed of the sampling, below 2³¹.
+        stop_ids: tokens, each of which ends the response.
     """
 
     row: int
@@ -23,7 +23,7 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """A sampled response: its tokens without the stop token, and why it ended."""
+    """A sampled response: its tokens without the stop token, and the reason why it ended."""
 
     row: int
     ids: list[int]
@@ -34,21 +34,21 @@ class Engine(Protocol):
     """Answers a stream of requests.
 
     Attributes:
-        name: as recorded with each response, with the version.
-        group_size: how many requests are answered together and must be asked together again for
-            the same responses.
+        name: name and version, as recorded with each response.
+        group_size: number of requests that are answered together. To get the same responses, the
+            same requests must be asked together again.
     """
 
     name: str
     group_size: int
 
     def sample(self, groups: Iterable[list[Request]]) -> Iterator[list[Response]]:
-        """Responses in any order, each as soon as it is there, the same for the same groups.
+        """Yield responses in any order, as soon as they are there; equal groups get equal ones.
 
-        Takes groups from the iterable no faster than it can work on them.
+        Groups are taken from the iterable no faster than the engine can work on them.
         """
         ...
 
     def close(self) -> None:
-        """Release what the engine holds."""
+        """Release the engine's resources."""
         ...

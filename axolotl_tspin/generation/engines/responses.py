@@ -1,4 +1,4 @@
-"""From what an engine answers to a response."""
+"""Conversion of an engine's answer to a response."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from axolotl_tspin.generation.engines.engine import Request, Response
 
 
 class UnusableAnswer(TSpinError):
-    """An engine's answer that is no response to the request."""
+    """An engine's answer that is not a response to the request."""
 
 
 def response_from_ids(request: Request, ids: Sequence[int], finish_reason: object) -> Response:
-    """A response from an engine that gives the stop token with the others.
+    """Make a response from tokens that include the stop token.
 
     Raises:
-        UnusableAnswer: it is no response to this request.
+        UnusableAnswer: they are not a response to this request.
     """
     if finish_reason not in ("stop", "length"):
         raise UnusableAnswer(
@@ -31,6 +31,6 @@ def response_from_ids(request: Request, ids: Sequence[int], finish_reason: objec
     if not ids or ids[-1] not in request.stop_ids:
         raise UnusableAnswer(
             f"row {request.row}: the engine ended the response with the token "
-            f"{ids[-1] if ids else None}, which is none of {list(request.stop_ids)}"
+            f"{ids[-1] if ids else None}, which is not one of {list(request.stop_ids)}"
         )
     return Response(request.row, list(ids[:-1]), "stop")

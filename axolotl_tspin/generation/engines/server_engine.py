@@ -1,4 +1,4 @@
-"""Servers with OpenAI's completions API (vLLM, SGLang, …)."""
+"""Engine for servers with OpenAI's completions API (vLLM, SGLang, …)."""
 
 import contextlib
 import functools
@@ -28,18 +28,18 @@ LOG = get_logger(__name__)
 
 LONGEST_PAUSE = 30.0
 GARBAGE_ALLOWED = 3
-"""Unreadable answers to one request before it is given up."""
+"""Unreadable answers to one request before the engine gives up."""
 
 
 class ServerUnavailable(Exception):
-    """What a later attempt may find mended: no connection, a time limit, 408, 429, 5xx."""
+    """A failure that may pass: no connection, a time limit, 408, 429, 5xx."""
 
     retry_after: float = 0.0
-    lost: bool = False  # the server may be another one when it answers again
+    lost: bool = False  # it may be another server when it answers again
 
 
 class Choice(BaseModel):
-    """What is read of a completion. `token_ids` comes from servers that know `return_token_ids`."""
+    """Fields read of a completion. `token_ids` comes from servers that know `return_token_ids`."""
 
     finish_reason: str
     text: str
@@ -51,14 +51,14 @@ class Completion(BaseModel):
 
 
 class Server:
-    """One endpoint: how many requests it works on, and the name it serves the policy under."""
+    """One endpoint: its number of requests in flight, and its name for the policy."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self.in_flight = 0
         self.model: str | None = None  # None: not known, or to be asked again
-        self.failures = 0  # since it answered last
-        self.asked_again_at = 0.0  # until then, others are asked
+        self.failures = 0  # since its last answer
+        self.asked_again_at = 0.0  # until then, requests go to other servers
 
     def failed(self, error: ServerUnavailable) -> None:
         self.failures += 1
@@ -72,13 +72,13 @@ class Server:
 class ServerEngine:
     """Answers through a fleet of servers, each with a bounded number of requests in flight.
 
-    A request that fails for a reason that may pass goes, after a pause, to a server that works,
-    the least busy one. A server that was lost is asked anew which model it serves.
+    A request that fails for a reason that may pass is sent again, after a pause, to the least busy
+    server that works. A server that was lost is asked again which model it serves.
 
     Args:
-        policy: what the servers must serve.
+        policy: the policy that the servers must serve.
         strangers: folders of the run's other policies, which they must not serve.
-        tokenize: a response's text to token ids, for servers that give no ids.
+        tokenize: turns a response's text into token ids, for servers that return no ids.
     """
 
     group_size = 1
@@ -127,7 +127,7 @@ class ServerEngine:
         pending: set[Future[Response]] = set()
         for request in requests:
             pending.add(self._pool.submit(self._answer, request))
-            # A request more than the slots, so that none of them waits for us.
+            # One request more than slots is pending, so that no slot waits for us.
             if len(pending) > self._slots:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield [future.result() for future in done]
@@ -148,7 +148,7 @@ class ServerEngine:
         def attempt() -> Response:
             server = self._take()
             try:
-                # Kept here: another request that loses the server takes the name from it.
+                # A local copy: another request that loses the server resets `server.model`.
                 model = server.model or self._identify(server)
                 answer = self._ask(server, model, request)
                 with self._lock:
@@ -165,7 +165,7 @@ class ServerEngine:
                 if next(garbage) >= GARBAGE_ALLOWED:
                     raise TSpinError(
                         f"{server.url} returned an invalid completion for row {request.row} "
-                        f"({_short(error)}). What was sampled is kept: look at the server, and "
+                        f"({_short(error)}). What was sampled is kept: check the server, and "
                         "run the same command again"
                     ) from error
                 raise ServerUnavailable(_short(error)) from error
@@ -176,7 +176,7 @@ class ServerEngine:
         return self._persistently(attempt)
 
     def _ask(self, server: Server, model: str, request: Request) -> Response:
-        """One completion; ValueError (pydantic's too) or UnusableAnswer where it is none."""
+        """Request one completion; ValueError (also pydantic's) or UnusableAnswer if it is bad."""
         answer = self._http(
             server,
             "POST",
@@ -209,7 +209,7 @@ class ServerEngine:
 
         Raises:
             TSpinError: it serves something else.
-            UnusableAnswer: it answers with no list of models, as a gateway does that is not ready.
+            UnusableAnswer: its answer is not a list of models, as from a gateway that is not ready.
         """
         try:
             answer = self._http(server, "GET", "models")
@@ -218,7 +218,7 @@ class ServerEngine:
             raise
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UnusableAnswer(
-                f"{server.url}/models answers with no list of models; `servers` takes base URLs "
+                f"{server.url}/models does not return a list of models; `servers` takes base URLs "
                 "such as http://node1:8000/v1"
             ) from error
         wanted = self._policy.adapter_dir or self._policy.base_model
@@ -239,8 +239,8 @@ class ServerEngine:
         if self._config.served_model not in names:
             raise TSpinError(
                 f"{server.url} serves {serving}; this iteration samples from {wanted}. Start the "
-                "server with that, or, where it has the same weights under another name, give "
-                "the name with `t_spin.generation.served_model`"
+                "server with that, or, if it has the same weights under another name, set that "
+                "name with `t_spin.generation.served_model`"
             )
         self._warn_once(
             f"{server.url} does not say that '{self._config.served_model}' has the weights of "
@@ -252,12 +252,12 @@ class ServerEngine:
     def _http(
         self, server: Server, method: str, path: str, body: dict[str, Any] | None = None
     ) -> Any:
-        """A request and its JSON answer.
+        """Send a request and read its JSON answer.
 
         Raises:
-            ServerUnavailable: a later attempt may do better.
-            TSpinError: it would not.
-            ValueError: the answer is no JSON.
+            ServerUnavailable: a later attempt may succeed.
+            TSpinError: a later attempt would fail too.
+            ValueError: the answer is not JSON.
         """
         url = f"{server.url}/{path}"
         try:
@@ -268,7 +268,7 @@ class ServerEngine:
             raise unavailable from error
         if answer.status_code in (408, 429) or answer.status_code >= 500:
             unavailable = ServerUnavailable(f"{url}: status {answer.status_code}")
-            # A gateway says so while what stands behind it is replaced.
+            # A gateway returns these while the server behind it is replaced.
             unavailable.lost = answer.status_code in (502, 503, 504)
             with contextlib.suppress(ValueError):
                 unavailable.retry_after = float(answer.headers.get("retry-after", 0))
@@ -287,8 +287,8 @@ class ServerEngine:
         return answer.json()
 
     def _persistently(self, attempt: Callable[[], Any]) -> Any:
-        """The outcome of the first attempt that succeeds, with growing pauses between them, while
-        some server answered within the last `patience` seconds."""
+        """Try until an attempt succeeds, with growing pauses, as long as some server answered
+        within the last `patience` seconds."""
         started = time.monotonic()
 
         def give_up(state: RetryCallState) -> bool:
@@ -305,7 +305,7 @@ class ServerEngine:
             if self._process and self._process.poll() is not None:
                 raise TSpinError(
                     f"`t_spin.generation.server_command` ended with status "
-                    f"{self._process.returncode}; its own output stands above"
+                    f"{self._process.returncode}; its own output is above"
                 )
             if state.attempt_number in (1, 5) or state.attempt_number % 20 == 0:
                 error = state.outcome.exception() if state.outcome else None
@@ -332,8 +332,8 @@ class ServerEngine:
         self._stopped.wait(seconds)
 
     def _take(self) -> Server:
-        """The least busy server; one that failed is left alone for a while, and then tried by one
-        request."""
+        """Choose the least busy server. One that failed gets no requests for a while, and then a
+        single one."""
         now = time.monotonic()
         with self._lock:
             ready = [s for s in self._servers if s.asked_again_at <= now]
@@ -347,7 +347,7 @@ class ServerEngine:
             return server
 
     def _fleet_name(self) -> str:
-        """ "server" with the kind and version that the first server tells."""
+        """Name the engine "server", with the version that the first server reports."""
         with contextlib.suppress(ServerUnavailable, TSpinError, ValueError, KeyError, TypeError):
             root = Server(self._servers[0].url.removesuffix("/v1"))
             return f"server (vllm {self._http(root, 'GET', 'version')['version']})"
@@ -378,7 +378,7 @@ def _resolved(place: str) -> Path | None:
 
 
 def _same_place(root: str, wanted: str) -> bool:
-    """Whether a server's model folder or hub name is the wanted one."""
+    """True if a server's model folder or hub name is the wanted one."""
     return root == wanted or (_resolved(root) is not None and _resolved(root) == _resolved(wanted))
 
 

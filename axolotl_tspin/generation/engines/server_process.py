@@ -1,4 +1,4 @@
-"""The server that `t_spin.generation.server_command` starts: its start and its end."""
+"""Start and stop of the server that `t_spin.generation.server_command` names."""
 
 import contextlib
 import ctypes
@@ -35,14 +35,14 @@ def start_server(command: str, policy: Policy) -> subprocess.Popen[bytes]:
             f"`t_spin.generation.server_command: {command}` is not a shell command ({error}); "
             "expected one such as `vllm serve {model} --port 8000`"
         ) from error
-    # Not str.format: a command may hold other braces, such as JSON.
+    # str.format would fail on other braces in the command, such as JSON.
     arguments = [
         word.replace("{model}", policy.base_model).replace("{adapter}", policy.adapter_dir or "")
         for word in words
     ]
     LOG.info("T-SPIN: starting the server: %s", shlex.join(arguments))
     try:
-        # A group of its own, so that all of its processes can be stopped.
+        # A separate process group lets us stop all of its processes.
         return subprocess.Popen(
             arguments,
             start_new_session=True,
@@ -56,12 +56,12 @@ def start_server(command: str, policy: Policy) -> subprocess.Popen[bytes]:
 
 
 def _end_with_parent() -> None:
-    """In the child: be told to end when the parent dies, even by SIGKILL."""
+    """Ask the kernel, in the child, for SIGTERM when the parent dies, even by SIGKILL."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def stop_server(process: subprocess.Popen[bytes]) -> None:
-    """Stop a server with all of its processes, by SIGKILL if it does not end."""
+    """Stop a server with all of its processes, with SIGKILL if it does not end."""
     for sign, seconds in ((signal.SIGTERM, 60), (signal.SIGKILL, 10)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, sign)

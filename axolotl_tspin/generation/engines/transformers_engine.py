@@ -1,4 +1,4 @@
-"""transformers' own batched generation, with the policy in this process."""
+"""Engine with transformers' batched generation, with the policy in this process."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -26,25 +26,27 @@ from axolotl_tspin.generation.engines.engine import Request, Response
 from axolotl_tspin.training.policies import autocast, base_of
 
 SEGMENT = 24
-"""Tokens between two looks at which rows of a batch have ended."""
+"""Tokens generated between two checks for rows that have ended."""
 
 LARGEST_BATCH, CPU_BATCH = 256, 64
 
 CPU_PREFILL = 2048
-"""Tokens of prompts that a CPU reads at a time: larger tensors go back to the system every time."""
+"""Tokens of prompts that a CPU reads at a time. The memory of larger tensors is returned to the
+system every time."""
 
 
 class TransformersEngine:
-    """Batches of prompts, padded on the left, that shrink as their rows end.
+    """Samples batches of prompts, padded on the left, that shrink as their rows end.
 
-    A batch is generated in segments; between two, the rows that have ended leave it and the cache.
+    A batch is generated in segments. Between two segments, the rows that have ended are removed
+    from it and from the cache.
 
     Args:
         model: the policy, on its device.
         pad_token_id: fills the left of shorter prompts.
         sampling: temperature and top_p.
         batch_size: prompts in a batch.
-        precision: what forward passes are autocast to.
+        precision: type that forward passes are autocast to.
     """
 
     name = f"transformers {transformers.__version__}"
@@ -85,8 +87,8 @@ class TransformersEngine:
             sequences[i, start:] = torch.tensor(request.prompt_ids)
             mask[i, start:] = 1
         sequences, mask = sequences.to(device), mask.to(device)
-        # The checkpoint's own generation_config must not add to the YAML's settings: T-SPIN
-        # samples from the policy, not from a truncated or penalised copy of it.
+        # The checkpoint's generation_config must not add to the YAML's settings: T-SPIN samples
+        # from the policy itself, without truncation or penalties.
         self._model.generation_config = DecodingConfig(
             do_sample=False,
             eos_token_id=None,  # every row has its own: see RowStops
@@ -110,7 +112,7 @@ class TransformersEngine:
         while alive:
             made = sequences.shape[1] - longest
             left = max(group[i].max_new_tokens for i in alive) - made
-            # Without a cache that rows can leave, there is no point in stopping to look.
+            # If rows cannot be removed from the cache, segments have no use.
             shrinks = made == 0 or isinstance(cache, DynamicCache)
             output = self._model.generate(
                 input_ids=sequences,
@@ -147,9 +149,9 @@ class TransformersEngine:
         return [answered[i] for i in range(len(group))]
 
     def _empty_cache(self, tokens: int) -> DynamicCache | None:
-        """With room for prompts of so many tokens; None where the model makes its own."""
+        """Make a cache with room for prompts of so many tokens; None if the model makes its own."""
         base = base_of(self._model)
-        # Some states along the row go by another name than a cache.
+        # Some models keep a state along the row in something other than a cache.
         if getattr(base, "_is_stateful", False) or not base._supports_default_dynamic_cache():
             return None
         cache = DynamicCache(config=base.config.get_text_config(decoder=True))
@@ -157,21 +159,22 @@ class TransformersEngine:
         return cache
 
     def _prefill_chunk(self, rows: int, tokens: int) -> int | None:
-        """Tokens of each prompt to read at a time; None reads all at once."""
+        """Number of tokens of each prompt to read at a time; None reads all at once."""
         chunk = max(CPU_PREFILL // rows, 16)
-        # A state along the row cannot be taken up in the middle of a prompt by every model.
+        # Not every model with a state along the row can resume in the middle of a prompt.
         stateful = getattr(base_of(self._model), "_is_stateful", False)
         return None if self._model.device.type != "cpu" or stateful or chunk >= tokens else chunk
 
 
 def batch_size_for(model: Any, setting: int | Literal["auto"], tokens: int) -> int:
-    """Prompts in a batch: the setting, or what half of the free device memory can cache.
+    """Number of prompts in a batch: the setting, or as many as half of the device's memory that
+    the weights leave can cache.
 
-    Depends on the device's whole memory rather than on what is free in this moment, so that a
-    resumed run makes the same batches.
+    It depends on the device's whole memory, not on the memory free at the moment, so a resumed run
+    makes the same batches.
 
     Args:
-        tokens: of the longest prompt and response.
+        tokens: number of tokens of the longest prompt with its response.
     """
     if setting != "auto":
         return setting
@@ -181,7 +184,7 @@ def batch_size_for(model: Any, setting: int | Literal["auto"], tokens: int) -> i
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cached = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize * tokens
-    # Logits of a step, as the sampling holds them: a few float32 copies.
+    # Sampling holds a few float32 copies of a step's logits.
     cached += 4 * 4 * config.vocab_size
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     memory = torch.cuda.get_device_properties(model.device).total_memory - weights
@@ -190,7 +193,7 @@ def batch_size_for(model: Any, setting: int | Literal["auto"], tokens: int) -> i
 
 
 def _ended(request: Request, ids: list[int]) -> Response | None:
-    """The response, if these tokens are all of it."""
+    """Make the response if these tokens complete it, else None."""
     for position, token in enumerate(ids[: request.max_new_tokens]):
         if token in request.stop_ids:
             return Response(request.row, ids[:position], "stop")

@@ -1,7 +1,7 @@
-"""vLLM, in worker processes: of this interpreter, or of another environment's.
+"""Engine with vLLM in worker processes, with this interpreter or another environment's.
 
-Each worker is an engine of its own on its own GPUs; requests go to the one with the fewest in
-flight, so that none waits for another's batch to end.
+Each worker is a separate engine on separate GPUs. Requests go to the worker with the fewest in
+flight, so none waits for another's batch to end.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ from axolotl_tspin.run.directory import Policy
 LOG = get_logger(__name__)
 
 IN_FLIGHT = 512
-"""Requests that a worker holds at once: about twice what vLLM computes together."""
+"""Requests that a worker holds at once, about twice as many as vLLM computes together."""
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as `max_lora_rank`; newer versions take 1 as well."""
+"""Values that vLLM accepts as `max_lora_rank`; newer versions accept 1 as well."""
 
 PASSED_ON = (
     "tensor_parallel_size",
@@ -46,9 +46,9 @@ class VllmEngine:
     """Answers through one or more vLLM workers.
 
     Args:
-        settings: the workers' first line; see `vllm_worker`.
+        settings: the workers' first line of input; see `vllm_worker`.
         python: the interpreter that has vLLM.
-        gpus: for each worker its CUDA_VISIBLE_DEVICES; None leaves the environment as it is.
+        gpus: CUDA_VISIBLE_DEVICES of each worker; None leaves the environment unchanged.
 
     Raises:
         TSpinError: a worker does not start.
@@ -108,7 +108,7 @@ class VllmEngine:
             if not any(self._in_flight):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=30)
-            # vLLM's own processes outlive a worker that was stopped by force.
+            # vLLM's processes outlive a worker that was killed.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -122,24 +122,24 @@ class VllmEngine:
         number, answer = self._answers.get()
         if answer is None:
             raise TSpinError(
-                f"the vLLM worker {number} {self._end(number)}; its own error stands above. "
-                "What was sampled is kept: mend the cause and run the same command again"
+                f"the vLLM worker {number} {self._end(number)}; its own error is above. "
+                "What was sampled is kept: fix the cause and run the same command again"
             )
         if "ready" not in answer:
             self._in_flight[number] -= 1
         return answer
 
     def _end(self, number: int) -> str:
-        """How a worker that gives no more answers ended, in words."""
+        """Describe how a worker that gives no more answers ended."""
         try:
             return f"ended with status {self._workers[number].wait(timeout=30)}"
         except subprocess.TimeoutExpired:
-            return "runs on, but gave an answer that is no JSON"
+            return "still runs, but gave an answer that is not JSON"
 
     def _write(self, number: int, value: Mapping[str, Any]) -> None:
         stdin = self._workers[number].stdin
         assert stdin is not None
-        # A worker that is gone is reported by its reader, with its status.
+        # If a worker is gone, its reader thread reports that, with its status.
         with contextlib.suppress(BrokenPipeError):
             stdin.write(json.dumps(value) + "\n")
             stdin.flush()
@@ -151,13 +151,13 @@ class VllmEngine:
             for line in stdout:
                 self._answers.put((number, json.loads(line)))
         except ValueError:
-            pass  # a line that a killed worker left half written
+            pass  # a killed worker left half a line
         finally:
             self._answers.put((number, None))
 
 
 def load_vllm(policy: Policy, config: GenerationConfig, cfg: Any) -> VllmEngine:
-    """vLLM with the policy, under the YAML's `vllm:` block.
+    """Start vLLM with the policy, with the settings of the YAML's `vllm:` block.
 
     Args:
         cfg: Axolotl's validated configuration.
@@ -172,7 +172,7 @@ def load_vllm(policy: Policy, config: GenerationConfig, cfg: Any) -> VllmEngine:
         "model": policy.base_model,
         "dtype": vllm_dtype(cfg),
         "skip_tokenizer_init": True,
-        # The checkpoint's own sampling settings must not add to the YAML's.
+        # The checkpoint's sampling settings must not add to the YAML's.
         "generation_config": "vllm",
         "seed": 0,
         "trust_remote_code": bool(cfg.trust_remote_code),
@@ -200,10 +200,10 @@ def load_vllm(policy: Policy, config: GenerationConfig, cfg: Any) -> VllmEngine:
 
 
 def max_lora_rank(adapter: Path) -> int:
-    """The smallest rank of those that vLLM takes that holds the adapter's.
+    """Find the smallest rank accepted by vLLM that holds the adapter's.
 
     Raises:
-        TSpinError: the adapter's rank is beyond all of them.
+        TSpinError: the adapter's rank is larger than all of them.
     """
     rank = json.loads((adapter / "adapter_config.json").read_text())["r"]
     fitting = [known for known in LORA_RANKS if known >= rank]
@@ -216,14 +216,14 @@ def max_lora_rank(adapter: Path) -> int:
 
 
 def sampling_params(config: GenerationConfig) -> dict[str, Any]:
-    """The sampling settings under vLLM's names."""
+    """Translate the sampling settings to vLLM's names."""
     return {"temperature": config.temperature, "top_p": config.top_p}
 
 
 def vllm_dtype(cfg: Any) -> str:
-    """The type that the YAML names, else the one that training computes in.
+    """Choose the type that the YAML names, else the one that training computes in.
 
-    vLLM's own `auto` would take float32 weights down to 16 bits, and so sample another policy.
+    vLLM's own `auto` would round float32 weights to 16 bits, and so sample from another policy.
     """
     named = cfg.vllm.dtype if cfg.vllm else None
     if named and named != "auto":
@@ -232,7 +232,7 @@ def vllm_dtype(cfg: Any) -> str:
 
 
 def _gpus(workers: int, each: int) -> list[str | None]:
-    """The GPUs of each worker; all that there are for a single one."""
+    """Divide the GPUs among the workers; a single worker gets all."""
     if workers == 1:
         return [None]
     import torch

@@ -1,8 +1,9 @@
-"""A vLLM engine behind a pipe. Runs in the interpreter that has vLLM, so it imports nothing else.
+"""A vLLM engine behind a pipe. It runs in the interpreter that has vLLM, so it imports nothing
+else.
 
-The first line on standard input are the settings (JSON), every other one is a request; standard
-output gets a line when the engine is ready and one for every response. Whatever vLLM prints goes
-to standard error.
+The first line on standard input holds the settings (JSON); every further line is a request.
+Standard output gets a line when the engine is ready, and one for every response. Everything that
+vLLM prints goes to standard error.
 
     {"llm": {…LLM's arguments}, "sampling": {…SamplingParams'}, "adapter": {"path": …, "rank": …}}
     {"row": 3, "prompt_ids": […], "max_new_tokens": 256, "seed": 17, "stop_ids": [2]}
@@ -28,7 +29,7 @@ def main() -> None:
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
-        # A prompt read in parts winds its request's generator back, which a CPU's cannot.
+        # Chunked prefill rewinds a request's random generator, which a CPU's generator cannot do.
         settings["llm"]["enable_chunked_prefill"] = False
     engine = LLM(**settings["llm"]).llm_engine
     adapter = settings["adapter"] and LoRARequest("policy", 1, settings["adapter"])
@@ -41,7 +42,7 @@ def main() -> None:
         while not (engine.has_unfinished_requests() and requests.empty()):
             request = requests.get()
             if request is None:
-                return  # whoever asked is done, or gone
+                return  # the parent is done, or gone
             params = SamplingParams(
                 **settings["sampling"],
                 max_tokens=request["max_new_tokens"],
@@ -61,7 +62,7 @@ def _read(requests: queue.SimpleQueue) -> None:
         for line in sys.stdin:
             requests.put(json.loads(line))
     except ValueError:
-        pass  # a line that whoever asked left half written when it was killed
+        pass  # the parent left half a line when it was killed
     finally:
         requests.put(None)
 

@@ -1,10 +1,15 @@
-"""How triplets are laid out as tensors (torch and transformers only).
+"""Layouts of triplets as tensors (torch and transformers only).
 
-Every layout gives the same batch: `input_ids` and `labels` (rows, length), the latter −100
-outside responses; `attention_mask` or `position_ids` (rows, length) for the policy; `predicting`
-(N,), the positions, counted through all rows, whose logits predict a response token; `targets`
-(N,), those tokens, response after response; and `layout`, a `BatchLayout`. The collator adds
-`reference_logps` (B, 3) where the rows have them.
+Every layout makes a batch with the same keys:
+
+- `input_ids`, `labels`: (rows, length), the labels −100 outside responses.
+- `attention_mask` or `position_ids`: (rows, length), for the policy.
+- `predicting`: (N,), the positions, counted through all rows, whose logits predict a response
+  token.
+- `targets`: (N,), those tokens, response after response.
+- `layout`: a `BatchLayout`.
+
+The collator adds `reference_logps` (B, 3) if the rows have them.
 """
 
 from typing import Any
@@ -26,10 +31,10 @@ __all__ = [
 
 
 def on_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:
-    """A batch with its tensors on a device."""
+    """Copy a batch with its tensors on a device."""
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def triplets_of(batch: dict[str, Any]) -> list[TripletTokens]:
-    """The triplets of a batch, whatever its layout."""
+    """Read the triplets back from a batch of any layout."""
     return unpad_triplets(batch) if batch["layout"].rows is None else unpack_triplets(batch)

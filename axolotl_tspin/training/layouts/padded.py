@@ -1,4 +1,4 @@
-"""The plain layout: three right-padded rows a triplet (torch only)."""
+"""The plain layout: three right-padded rows per triplet (torch only)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from axolotl_tspin.triplets import IGNORE_INDEX, TripletTokens
 def pad_triplets(
     triplets: Sequence[TripletTokens], *, pad_token_id: int, pad_to_multiple_of: int = 1
 ) -> dict[str, Any]:
-    """Three right-padded rows a triplet, prompt and response, in one batch.
+    """Lay out each triplet as three right-padded rows of prompt and response, in one batch.
 
     Args:
         triplets: B triplets, each prompt of at least one token.
@@ -50,7 +50,7 @@ def pad_triplets(
 
 
 def unpad_triplets(batch: dict[str, Any]) -> list[TripletTokens]:
-    """The triplets that `pad_triplets` was given."""
+    """Recover the triplets that `pad_triplets` was given."""
     rows = [
         ids[mask.bool()].tolist()
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)

@@ -17,22 +17,22 @@ def pack_triplets(
     max_tokens_per_row: int | None = None,
     pad_to_multiple_of: int = 1,
 ) -> dict[str, Any]:
-    """Each prompt once, its distinct responses behind it, triplets packed into rows.
+    """Lay out each prompt once, followed by its distinct responses, packed into rows.
 
-    Every response's positions go on from its prompt's. Responses of a triplet that are equal
-    token for token (y′ = y0 at iteration 0) are computed once. Triplets keep their order; a row
-    takes the next one while it fits.
+    Every response's positions continue its prompt's. Responses of a triplet that are equal token
+    for token (y′ = y0 at iteration 0) are computed once. Triplets keep their order; a row takes
+    the next one while it fits.
 
     Args:
         triplets: B triplets, each prompt of at least one token.
         pad_token_id: fills `input_ids` after a row's end.
-        max_tokens_per_row: begin a new row rather than exceed it (a longer triplet gets a row of
-            its own); None packs all triplets into one row.
+        max_tokens_per_row: begin a new row rather than exceed it (a longer triplet gets a separate
+            row); None packs all triplets into one row.
         pad_to_multiple_of: the length is rounded up to a multiple of this.
 
     Returns:
         A batch as `layouts` describes it, with `position_ids`, 0 on padding. Its attention is
-        right only within `attention.structured_attention`.
+        correct only within `attention.structured_attention`.
     """
     rows: list[list[TripletSpan]] = [[]]
     row_tokens: list[list[int]] = [[]]
@@ -89,7 +89,7 @@ def pack_triplets(
 
 
 def unpack_triplets(batch: dict[str, Any]) -> list[TripletTokens]:
-    """The triplets that `pack_triplets` was given."""
+    """Recover the triplets that `pack_triplets` was given."""
     rows = batch["input_ids"].tolist()
     prompts: list[list[int]] = []
     distinct: list[list[int]] = []

@@ -1,0 +1,46 @@
+"""What a training on several ranks left, against one process in float64."""
+
+import functools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from support import rank_cases
+from support.rank_cases import Case
+
+WRAPPERS = {"ddp": "DistributedDataParallel", "zero": "DeepSpeedEngine", "fsdp2": "FSDP"}
+
+reference = functools.cache(rank_cases.reference)
+
+
+def assert_as_one(out: Path, world: int, case: Case) -> None:
+    """Compare loss, gradient norm and metrics of each step, and parameters, evaluation and scores
+    at the end."""
+    done = json.loads((out / "log.json").read_text())
+    wrapper = next(name for engine, name in WRAPPERS.items() if case.engine.startswith(engine))
+    assert done["engine"].startswith(wrapper) or (world == 1 and case.engine == "ddp")
+    # One rank of two that cannot share rows takes the other with it.
+    way = ("padded", "plain") if case.fault else (case.layout, "chunked")
+    assert (done["layout"], done["head"]) == way
+
+    tolerance = case.tolerance
+    logged = max(tolerance, 1e-5)  # what is logged was float32
+    expected = reference(case._replace(engine="", layout="", packed=None, fault=""))
+    log = [entry for entry in done["log"] if "loss" in entry]
+    assert len(log) == len(expected.steps) == 5
+    for entry, step, norms in zip(log, expected.steps, expected.norms, strict=True):
+        for name, value in (step | (norms if case.engine == "ddp" else {})).items():
+            assert entry[name] == pytest.approx(value, rel=logged, abs=logged), name
+    for name, value in expected.evaluation.items():
+        assert done["evaluation"][f"eval_{name}"] == pytest.approx(value, rel=logged, abs=logged)
+
+    weights = torch.load(out / "weights.pt")
+    for row, scores in enumerate(expected.scores):
+        assert done["scores"].pop(str(row)) == pytest.approx(scores, rel=logged, abs=logged)
+    assert done["scores"] == {}
+    for name, parameter in expected.parameters.items():
+        torch.testing.assert_close(
+            weights[name].double(), parameter, rtol=tolerance, atol=tolerance, msg=name
+        )
