@@ -1,6 +1,6 @@
 """The `t_spin:` block of the YAML, typed (pydantic only: no torch, no axolotl).
 
-A test compares the README's table of keys with these fields.
+docs/configuration.md is generated from these fields.
 """
 
 import difflib

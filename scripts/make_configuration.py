@@ -106,7 +106,7 @@ def rows_of_refusals() -> Iterator[list[str]]:
     changes = ", ".join(refusals.CHANGES_BASE)
     yield [
         f"`peft_init_lora_weights: {changes}`, `peft.loftq_config`",
-        "it changes the base model, on whose unchanged weights T-SPIN continues its adapter",
+        "it changes the base model, but T-SPIN continues its adapter on the unchanged base model",
     ]
     yield ["`accelerator_config.dispatch_batches`", "a batch holds more than tensors"]
     others = [f"{beginning}*" for beginning in refusals.OTHER_METHODS]
@@ -135,8 +135,8 @@ def page() -> str:
         "`accelerator_config.even_batches: false` is refused on several ranks: they would wait "
         "for each other.\n",
         "## Axolotl's keys without effect\n",
-        f"{without_effect}: kernels of the cross-entropy loss, which the triplet loss does not use.\n"
-        "The log warns of them.\n",
+        f"{without_effect}: kernels of the cross-entropy loss, which the triplet loss does not "
+        "use.\nThe log warns of them.\n",
     ]
     return "\n".join(parts)
 

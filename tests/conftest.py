@@ -16,6 +16,10 @@ from support.runs import write_yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from axolotl_tspin.generation.step import generate
+from axolotl_tspin.run import prompts as run_prompts
+from axolotl_tspin.run.directory import RunDirectory
+
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
@@ -65,3 +69,19 @@ def policy_dir(tmp_path_factory, tokenizer) -> Path:
 def make_yaml(tmp_path, policy_dir):
     """Writes a run's YAML: a t_spin run on the word problems, with the given keys on top."""
     return functools.partial(write_yaml, tmp_path, policy_dir)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of four rows, so that a few rows are several blocks."""
+    monkeypatch.setattr(run_prompts, "SMALLEST_BLOCK", 4)
+    monkeypatch.setattr(run_prompts, "BLOCKS_AT_LEAST", 1000)
+
+
+@pytest.fixture
+def generated_run(make_yaml, tmp_path):
+    """A generated run of 10 rows in batches of 4, and its YAML."""
+    path = make_yaml(rows=10)
+    outcome = generate(path)
+    assert (outcome.iteration, outcome.due, outcome.generated) == (0, "train", 10)
+    return path, RunDirectory(tmp_path / "out")

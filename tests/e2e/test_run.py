@@ -10,7 +10,10 @@ def test_generate_train_generate(make_yaml, tmp_path):
     path = make_yaml(rows=8)
     run = RunDirectory(tmp_path / "out")
     assert "Iteration 0: 8 responses sampled" in axolotl("t-spin", "generate", path).stdout
-    assert "T-SPIN iteration 0 of 2 (beta 0.0)" in axolotl("train", path, "--launcher", "python").stdout
+    assert (
+        "T-SPIN iteration 0 of 2 (beta 0.0)"
+        in axolotl("train", path, "--launcher", "python").stdout
+    )
     assert len(losses(run, 0)) == 2
     assert "Iteration 1: 8 responses sampled" in axolotl("t-spin", "generate", path).stdout
     first, second = (read_table(run.iteration(t).triplets("train"))[0] for t in (0, 1))

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from support.commands import call, refused
 from support.data import conversations, write_jsonl
-from support.runs import train_here, write_yaml
+from support.runs import ROWS, T_SPIN, diagnosed_run, train_here, write_yaml
 
 from axolotl_tspin.diagnostics import findings
 from axolotl_tspin.diagnostics.figures import read_figures, sampling_figures
@@ -17,32 +17,13 @@ from axolotl_tspin.diagnostics.rescoring import score_missing
 from axolotl_tspin.generation.step import generate
 from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
 from axolotl_tspin.run.directory import RunDirectory
-from axolotl_tspin.run.logps import (
-    kept_scores,
-)
+from axolotl_tspin.run.logps import kept_scores
 from axolotl_tspin.run.tables import read_table
-
-ROWS = 10
-
-T_SPIN = {
-    "iterations": 2,
-    "alpha": 0.1,
-    "gradient_norms": 2,
-    "generation": {"max_new_tokens": 12, "batch_size": 4, "select": "advantage", "fraction": 0.5},
-}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, policy_dir):
-    """Two iterations, generated and trained for real, whose second selects by advantage."""
-    folder = tmp_path_factory.mktemp("diagnosed")
-    path = write_yaml(folder, policy_dir, rows=ROWS, t_spin=T_SPIN)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for _ in range(2):
-            generate(path)
-            train_here(path)
-    return path, RunDirectory(folder / "out")
+    return diagnosed_run(tmp_path_factory.mktemp("diagnosed"), policy_dir)
 
 
 def test_selection_by_advantage_takes_the_scores_that_training_left(run):

@@ -21,7 +21,6 @@ from axolotl_tspin.generation.shards import Shard
 from axolotl_tspin.generation.step import generate
 from axolotl_tspin.resolve.steps import prepare_training
 from axolotl_tspin.resolve.yaml_file import read_yaml
-from axolotl_tspin.run import prompts as run_prompts
 from axolotl_tspin.run.directory import RunDirectory
 
 
@@ -29,29 +28,16 @@ def rows_of(path) -> list[dict]:
     return pq.read_table(path).to_pylist()
 
 
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch):
-    """Blocks of four rows, so that a few rows are several blocks."""
-    monkeypatch.setattr(run_prompts, "SMALLEST_BLOCK", 4)
-    monkeypatch.setattr(run_prompts, "BLOCKS_AT_LEAST", 1000)
-
-
-@pytest.fixture
-def run(make_yaml, tmp_path):
-    """A generated run of 10 rows in batches of 4, and its YAML."""
-    path = make_yaml(rows=10)
-    outcome = generate(path)
-    assert (outcome.iteration, outcome.due, outcome.generated) == (0, "train", 10)
-    return path, RunDirectory(tmp_path / "out")
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 @settings(
     max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(lost=st.sets(st.integers(0, 2)), damaged=st.sets(st.integers(0, 2)))
-def test_a_resumed_step_gives_what_an_uninterrupted_one_gives(run, lost, damaged):
+def test_a_resumed_step_gives_what_an_uninterrupted_one_gives(generated_run, lost, damaged):
     """Whatever blocks are missing or torn, their rows and no others are made again, the same."""
-    path, directory = run
+    path, directory = generated_run
     iteration = directory.iteration(0)
     whole = rows_of(iteration.triplets("train"))
     blocks = sorted(iteration.responses("train").glob("*.parquet"))

@@ -12,7 +12,6 @@ from axolotl_tspin.generation.step import generate
 from axolotl_tspin.resolve import loading
 from axolotl_tspin.resolve.steps import prepare_generation, prepare_training
 from axolotl_tspin.resolve.yaml_file import read_yaml
-from axolotl_tspin.run import prompts as run_prompts
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.tables import read_metadata, read_table, write_table
 from axolotl_tspin.training.scoring import score_triplets
@@ -23,11 +22,7 @@ METHODS = ("t_spin", "spin", "t_spin_ref", "no_history")
 WITH_REFERENCE = ("spin", "t_spin_ref")
 
 
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch):
-    """Blocks of four rows, so that a few rows are several blocks."""
-    monkeypatch.setattr(run_prompts, "SMALLEST_BLOCK", 4)
-    monkeypatch.setattr(run_prompts, "BLOCKS_AT_LEAST", 1000)
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 def train(path) -> None:

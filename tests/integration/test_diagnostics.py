@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 from support.commands import call, refused
 from support.policies import plain_logp
-from support.runs import train_here, write_yaml
+from support.runs import ROWS, diagnosed_run
 from transformers import AutoModelForCausalLM
 
 from axolotl_tspin.diagnostics import findings
@@ -18,32 +18,13 @@ from axolotl_tspin.diagnostics.figures import read_figures, sampling_figures
 from axolotl_tspin.generation.step import generate
 from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
 from axolotl_tspin.run.directory import RunDirectory
-from axolotl_tspin.run.logps import (
-    kept_scores,
-)
+from axolotl_tspin.run.logps import kept_scores
 from axolotl_tspin.run.tables import read_table
-
-ROWS = 10
-
-T_SPIN = {
-    "iterations": 2,
-    "alpha": 0.1,
-    "gradient_norms": 2,
-    "generation": {"max_new_tokens": 12, "batch_size": 4, "select": "advantage", "fraction": 0.5},
-}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, policy_dir):
-    """Two iterations, generated and trained for real, whose second selects by advantage."""
-    folder = tmp_path_factory.mktemp("diagnosed")
-    path = write_yaml(folder, policy_dir, rows=ROWS, t_spin=T_SPIN)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for _ in range(2):
-            generate(path)
-            train_here(path)
-    return path, RunDirectory(folder / "out")
+    return diagnosed_run(tmp_path_factory.mktemp("diagnosed"), policy_dir)
 
 
 def triplets_of(directory: RunDirectory, number: int) -> list[dict]:

@@ -16,7 +16,6 @@ from axolotl_tspin.generation import importing, step
 from axolotl_tspin.generation.step import generate
 from axolotl_tspin.resolve.steps import prepare_training
 from axolotl_tspin.resolve.yaml_file import read_yaml
-from axolotl_tspin.run import prompts as run_prompts
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.prompts import Prompts
 from axolotl_tspin.run.tables import TableWriter, read_table
@@ -26,24 +25,11 @@ def rows_of(path) -> list[dict]:
     return pq.read_table(path).to_pylist()
 
 
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch):
-    """Blocks of four rows, so that a few rows are several blocks."""
-    monkeypatch.setattr(run_prompts, "SMALLEST_BLOCK", 4)
-    monkeypatch.setattr(run_prompts, "BLOCKS_AT_LEAST", 1000)
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
-@pytest.fixture
-def run(make_yaml, tmp_path):
-    """A generated run of 10 rows in batches of 4, and its YAML."""
-    path = make_yaml(rows=10)
-    outcome = generate(path)
-    assert (outcome.iteration, outcome.due, outcome.generated) == (0, "train", 10)
-    return path, RunDirectory(tmp_path / "out")
-
-
-def test_triplets_hold_what_was_sampled(run, tokenizer):
-    _, directory = run
+def test_triplets_hold_what_was_sampled(generated_run, tokenizer):
+    _, directory = generated_run
     rows = rows_of(directory.iteration(0).triplets("train"))
     assert [row["row"] for row in rows] == list(range(10))
     annotated = {row["messages"][1]["content"] for row in conversations(10)}
@@ -63,15 +49,15 @@ def test_triplets_hold_what_was_sampled(run, tokenizer):
     assert "length" in reasons
 
 
-def test_generating_again_does_nothing(run):
-    path, directory = run
+def test_generating_again_does_nothing(generated_run):
+    path, directory = generated_run
     before = directory.iteration(0).triplets("train").stat().st_mtime_ns
     assert generate(path).generated == 0
     assert directory.iteration(0).triplets("train").stat().st_mtime_ns == before
 
 
-def test_the_second_iteration_keeps_the_anchor(run, policy_dir):
-    path, directory = run
+def test_the_second_iteration_keeps_the_anchor(generated_run, policy_dir):
+    path, directory = generated_run
     first = directory.iteration(0)
     pretend_trained(directory, 0)
     outcome = generate(path)
@@ -92,8 +78,8 @@ def test_the_second_iteration_keeps_the_anchor(run, policy_dir):
         )
 
 
-def test_the_anchor_is_never_made_anew_and_can_be_put_together_again(run):
-    path, directory = run
+def test_the_anchor_is_never_made_anew_and_can_be_put_together_again(generated_run):
+    path, directory = generated_run
     first = directory.iteration(0)
     pretend_trained(directory, 0)
     triplets = first.triplets("train")
@@ -110,8 +96,8 @@ def test_the_anchor_is_never_made_anew_and_can_be_put_together_again(run):
     assert (outcome.iteration, outcome.generated) == (1, 0), "its responses were kept too"
 
 
-def test_other_sampling_settings_are_refused_in_a_half_sampled_iteration(run, make_yaml):
-    _, directory = run
+def test_other_sampling_settings_are_refused_in_a_half_sampled_iteration(generated_run, make_yaml):
+    _, directory = generated_run
     directory.iteration(0).triplets("train").unlink()
     other = make_yaml(
         rows=10, t_spin={"generation": {"max_new_tokens": 12, "batch_size": 4, "temperature": 0.5}}
@@ -121,8 +107,8 @@ def test_other_sampling_settings_are_refused_in_a_half_sampled_iteration(run, ma
     assert generate(make_yaml(rows=10)).generated == 0
 
 
-def test_blocks_of_another_data_set_are_refused(run, make_yaml, tmp_path):
-    path, directory = run
+def test_blocks_of_another_data_set_are_refused(generated_run, make_yaml, tmp_path):
+    path, directory = generated_run
     other = make_yaml(rows=8, name="other.yml", output_dir=str(tmp_path / "other"))
     generate(other)
     theirs = RunDirectory(tmp_path / "other").iteration(0)
@@ -134,8 +120,8 @@ def test_blocks_of_another_data_set_are_refused(run, make_yaml, tmp_path):
         generate(path)
 
 
-def test_triplets_of_another_data_set_or_damaged_ones_are_refused(run):
-    path, directory = run
+def test_triplets_of_another_data_set_or_damaged_ones_are_refused(generated_run):
+    path, directory = generated_run
     triplets = directory.iteration(0).triplets("train")
     whole = triplets.read_bytes()
     table, metadata = read_table(triplets)
@@ -188,8 +174,8 @@ def test_triplets_of_another_data_set_or_damaged_ones_are_refused(run):
         prepare_training(read_yaml(path))
 
 
-def test_weights_that_were_changed_in_their_folder_are_refused(run, policy_dir):
-    path, directory = run
+def test_weights_that_were_changed_in_their_folder_are_refused(generated_run, policy_dir):
+    path, directory = generated_run
     pretend_trained(directory, 0)
     tiny_llama(600, seed=77).save_pretrained(directory.iteration(0).model)
     with pytest.raises(TSpinError, match="are not those that iteration 0 trained"):

@@ -19,7 +19,6 @@ from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.step import generate
 from axolotl_tspin.resolve.steps import prepare_training
 from axolotl_tspin.resolve.yaml_file import read_yaml
-from axolotl_tspin.run import prompts as run_prompts
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.tables import read_table
 from axolotl_tspin.training.layouts import pad_triplets
@@ -34,11 +33,7 @@ logp = st.floats(-60, 0)
 triple = st.tuples(logp, logp, logp)
 
 
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch):
-    """Blocks of four rows, so that a few rows are several blocks."""
-    monkeypatch.setattr(run_prompts, "SMALLEST_BLOCK", 4)
-    monkeypatch.setattr(run_prompts, "BLOCKS_AT_LEAST", 1000)
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 def ell(a: float, loss: str) -> tuple[float, float]:

@@ -6,7 +6,6 @@ import yaml
 from axolotl.cli.config import load_cfg
 from support.data import ROOT, WORD_PROBLEMS
 from transformers import MistralConfig, MistralForCausalLM
-from transformers.models.llama.modeling_llama import LlamaAttention
 
 from axolotl_tspin.generation.step import generate
 from axolotl_tspin.resolve.loading import training_precision
@@ -15,23 +14,6 @@ from axolotl_tspin.resolve.yaml_file import read_yaml
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.tables import read_table
 from axolotl_tspin.triplets import TripletTokens
-
-LORA = {"adapter": "lora", "lora_r": 2, "lora_alpha": 4, "lora_target_modules": ["q_proj"]}
-
-
-@pytest.fixture(autouse=True)
-def _attention_as_it_was():
-    """Axolotl's LoRA kernels patch the class, after which no model without an adapter runs."""
-    before = dict(vars(LlamaAttention))
-    yield
-    for name in vars(LlamaAttention).keys() - before.keys():
-        delattr(LlamaAttention, name)
-    LlamaAttention.forward = before["forward"]
-
-
-@pytest.fixture(params=["all weights", "lora"])
-def keys(request) -> dict:
-    return LORA if request.param == "lora" else {}
 
 
 def triplets_of(run: RunDirectory, number: int) -> list[TripletTokens]:

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
+from axolotl_tspin.generation.step import generate
 from axolotl_tspin.run.directory import Policy, RunDirectory
 from axolotl_tspin.run.fingerprints import policy_fingerprint
 from support.data import WORD_PROBLEMS
@@ -80,3 +82,25 @@ def train_here(path: Path) -> None:
 
     cfg = load_cfg(str(path))
     train(cfg=cfg, dataset_meta=load_datasets(cfg=cfg))
+
+
+ROWS = 10
+
+T_SPIN = {
+    "iterations": 2,
+    "alpha": 0.1,
+    "gradient_norms": 2,
+    "generation": {"max_new_tokens": 12, "batch_size": 4, "select": "advantage", "fraction": 0.5},
+}
+"""Of `diagnosed_run`."""
+
+
+def diagnosed_run(folder: Path, policy_dir: Path) -> tuple[Path, RunDirectory]:
+    """Two iterations, generated and trained for real, whose second selects by advantage."""
+    path = write_yaml(folder, policy_dir, rows=ROWS, t_spin=T_SPIN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for _ in range(2):
+            generate(path)
+            train_here(path)
+    return path, RunDirectory(folder / "out")

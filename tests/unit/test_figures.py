@@ -5,9 +5,7 @@ import pytest
 
 from axolotl_tspin.diagnostics.diversity import distinct_n, repetition
 from axolotl_tspin.diagnostics.figures import Method, policy_figures
-from axolotl_tspin.run.logps import (
-    Scores,
-)
+from axolotl_tspin.run.logps import Scores
 
 
 def test_the_2_by_2_table_tells_reward_order_from_likelihood_order():
