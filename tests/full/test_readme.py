@@ -4,13 +4,18 @@ import re
 
 import torch
 import yaml
-from support.commands import axolotl
+from support.commands import ENVIRONMENT, axolotl
 from support.data import ROOT, conversations, write_jsonl
+from support.ranks import TESTS
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from axolotl_tspin.run.directory import RunDirectory
 
+PLUGIN = "  - axolotl_tspin.TSpinPlugin\n"
+NO_TRITON = "lora_mlp_kernel: false\nlora_qkv_kernel: false\nlora_o_kernel: false\n"
 STAND_INS = {
+    PLUGIN: PLUGIN + "  - support.plugin_for_cpu_ranks.CPUPlugin\n",
+    "load_in_4bit: true\n": "load_in_4bit: true\n" + NO_TRITON,
     "alignment-handbook/zephyr-7b-sft-full": "model",
     "HuggingFaceH4/ultrachat_200k": "train.jsonl",
     "train_sft[:14000]": "train[:8]",
@@ -21,7 +26,8 @@ STAND_INS = {
 """What a test on a CPU has instead: a tiny model, local data, less of everything."""
 
 
-def test_the_yaml_runs_in_an_empty_folder(tmp_path, policy_dir):
+def test_the_yaml_runs_in_an_empty_folder(tmp_path, policy_dir, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", str(TESTS))
     [text] = re.findall(r"^```yaml\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     for shipped, stand_in in STAND_INS.items():
         assert text.count(shipped) == 1, shipped
