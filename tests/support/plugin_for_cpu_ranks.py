@@ -14,7 +14,10 @@ class CPURanksPlugin(BasePlugin):
 
 
 class CPUPlugin(BasePlugin):
-    """Lets transformers train in bfloat16 on a CPU, which has no TF32. Axolotl has no key for it."""
+    """Lets transformers train in bfloat16 on a CPU, which has no TF32.
+
+    Axolotl has no key for it.
+    """
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         return {"use_cpu": True, "tf32": None}
