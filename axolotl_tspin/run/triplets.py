@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,11 +170,13 @@ def iterate_triplets(path: Path, columns: Sequence[str]) -> Iterator[dict[str, A
 def triplets_of_rows(path: Path, rows: Sequence[int] | np.ndarray) -> list[TripletTokens]:
     """Verify a file's checksums and read the triplets of these rows, in the file's order."""
     wanted = set(np.asarray(rows).tolist())
-    return [
+    found = (
         TripletTokens(*(row[name] for name in TOKEN_COLUMNS))
         for row in iterate_triplets(path, ["row", *TOKEN_COLUMNS])
         if row["row"] in wanted
-    ]
+    )
+    # Nothing is read beyond the last of them.
+    return list(islice(found, len(wanted)))
 
 
 def triplets_of_block(path: Path, block: int) -> list[TripletTokens]:
