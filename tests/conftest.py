@@ -3,7 +3,6 @@
 import functools
 import os
 from pathlib import Path
-from unittest import mock
 
 os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,7 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from support.data import CHATML, SPECIAL, conversations
 from support.policies import tiny_llama
-from support.runs import write_yaml
+from support.runs import own_environment, write_yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -29,7 +28,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def _an_environment_of_its_own():
     """Axolotl sets variables of Accelerate (`torch_compile`), which later ranks would inherit."""
-    with mock.patch.dict(os.environ):
+    with own_environment():
         yield
 
 

@@ -13,14 +13,12 @@ def on_ranks(ranks: int, *arguments: object, timeout: int = 400) -> subprocess.C
     """Runs a script on so many ranks; one that hangs has failed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
     command += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    # Trainings of earlier tests in this process have set some: ACCELERATE_MIXED_PRECISION=bf16.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
     process = subprocess.Popen(
         [*command, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)},
     )
     try:
         output, _ = process.communicate(timeout=timeout)

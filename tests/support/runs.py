@@ -1,6 +1,10 @@
 """Runs on the example data: their YAML, a policy put in place of a training, a training."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +16,16 @@ from axolotl_tspin.run.directory import Policy, RunDirectory
 from axolotl_tspin.run.fingerprints import policy_fingerprint
 from support.data import WORD_PROBLEMS
 from support.policies import tiny_llama
+
+
+@contextlib.contextmanager
+def own_environment() -> Iterator[None]:
+    """Put the environment back at the end, whatever was set in it.
+
+    `datasets` puts a copy in place of `os.environ` when it maps with several processes.
+    """
+    with mock.patch.object(os, "environ", os.environ), mock.patch.dict(os.environ):
+        yield
 
 
 def pretend_trained(run: RunDirectory, number: int, base_model: Path | None = None) -> None:
@@ -98,7 +112,7 @@ T_SPIN = {
 def diagnosed_run(folder: Path, policy_dir: Path) -> tuple[Path, RunDirectory]:
     """Two iterations, generated and trained for real, whose second selects by advantage."""
     path = write_yaml(folder, policy_dir, rows=ROWS, t_spin=T_SPIN)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, own_environment():
         patch.chdir(folder)
         for _ in range(2):
             generate(path)
