@@ -22,7 +22,7 @@ from axolotl_tspin.planning.memory import (
     model_shape,
     parallel_setting,
 )
-from axolotl_tspin.training.attention import STRUCTURED
+from axolotl_tspin.training.attention import STRUCTURED, use_attention
 from axolotl_tspin.training.layout_choice import Choice
 from axolotl_tspin.training.layouts import pack_triplets, pad_triplets
 from axolotl_tspin.training.logps import triplet_logps
@@ -122,7 +122,7 @@ def measure(size: str, name: str, results) -> None:
     before = resident("VmRSS")
     model = build(size, setting)
     model.train()
-    model.set_attn_implementation(STRUCTURED if choice.layout == "shared_prefix" else "sdpa")
+    use_attention(model, STRUCTURED if choice.layout == "shared_prefix" else "sdpa")
     if setting.get("gradient_checkpointing"):
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})

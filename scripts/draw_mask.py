@@ -12,7 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from axolotl_tspin.training.attention import visibility
+from axolotl_tspin.training.attention.backend import Layer, StructuredMask
+from axolotl_tspin.training.attention.per_part import attend_per_part
 from axolotl_tspin.training.layouts import pack_triplets, pad_triplets
 from axolotl_tspin.triplets import TripletTokens
 
@@ -29,9 +30,11 @@ def main() -> None:
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else default
     batch = pack_triplets(TRIPLETS, pad_token_id=0)
     rows, length = batch["layout"].rows, batch["input_ids"].shape[1]
-    index = torch.arange(length)
-    zero = torch.tensor(0)
-    visible = visibility(rows, length, None, "cpu")(zero, zero, index[:, None], index[None])
+    # With every token's value its own number, the output is the weight of each token.
+    zeros, ones = torch.zeros(1, 1, length, 1), torch.eye(length)[None, None]
+    unused = torch.empty(0)
+    mask = StructuredMask(batch["layout"].segments, unused, unused, window=None)
+    visible = attend_per_part(zeros, zeros, ones, mask, Layer())[0, :, 0] > 0
 
     figure, axes = plt.subplots(figsize=(6.4, 6.4), layout="constrained")
     axes.imshow(visible, cmap="Blues", vmin=0, vmax=1.4)

@@ -1,9 +1,9 @@
 """GPU memory that one rank needs in training, from the model's shape and the YAML's settings.
 
 Plain arithmetic, for decoder models of the Llama family (gated MLP, RMSNorm, SDPA or
-FlexAttention); no weights are read. The CUDA context (about 0.5 GB), fragmentation, and the memory
-of NCCL and kernels are not counted. benchmarks/memory_estimate.md has the error against measured
-peaks.
+flash attention); no weights are read. The CUDA context (about 0.5 GB), fragmentation, and the
+memory of NCCL and kernels are not counted. benchmarks/memory_estimate.md has the error against
+measured peaks.
 """
 
 import json
@@ -273,7 +273,7 @@ def estimate_memory(
     logits = logit_bytes(shape, setting, batch)
     # Gradients replace activations, beginning with the head's. With accumulation, the gradients of
     # earlier micro-batches are already there.
-    passing: float = activations + logits + head_gradient_bytes(shape, setting)
+    passing: float = activations + logits + head_gradient_bytes(shape, setting, batch)
     passing = passing + gradients if setting.accumulation > 1 else max(gradients, passing)
     return MemoryEstimate(
         weights=int(weights),
@@ -320,21 +320,39 @@ def activation_bytes(shape: ModelShape, setting: ParallelSetting, tokens: int) -
 
 
 def logit_bytes(shape: ModelShape, setting: ParallelSetting, batch: MicroBatch) -> int:
-    """Count the head's bytes: one chunk of logits in float32, which becomes their gradient, and the
-    same in the head's data type; or (plain) all logits, with cross-entropy's three tensors."""
+    """Count the head's bytes: one chunk of logits, which becomes their gradient, and the predicting
+    positions' hidden states with their gradient; or (plain) all logits, with cross-entropy's three
+    tensors."""
     if batch.head == "plain":
         return shape.vocabulary * (batch.tokens * setting.element + batch.predicting * 12)
-    rows = min(batch.predicting, max(MOST_LOGITS // shape.vocabulary, 1))
-    narrow = setting.element if setting.element < 4 else 0
-    hidden = 2 * batch.predicting * shape.hidden * setting.element
-    return rows * shape.vocabulary * (4 + narrow) + hidden
+    rows = min(batch.predicting, rows_in_chunk(shape))
+    return setting.element * (rows * shape.vocabulary + 2 * batch.predicting * shape.hidden)
 
 
-def head_gradient_bytes(shape: ModelShape, setting: ParallelSetting) -> int:
-    """Count the gradient's bytes of the head's weight, made while all activations still exist."""
-    if shape.trained == shape.trained_in_layers:
-        return 0
-    return shape.vocabulary * shape.hidden * setting.trained_element
+def head_gradient_bytes(shape: ModelShape, setting: ParallelSetting, batch: MicroBatch) -> int:
+    """Count the bytes that the gradient of the head's weight takes, made while all activations
+    still exist.
+
+    One product is made in the activations' type, then cast to the weight's, of which a copy was
+    cast for the products. Several chunks' products are added up in float32; sharded, in their own
+    type.
+    """
+    size = min(shape.vocabulary * shape.hidden, shape.trained - shape.trained_in_layers)
+    several = batch.head == "chunked" and batch.predicting > rows_in_chunk(shape)
+    product, weight = setting.element, max(setting.trained_element, setting.end_element)
+    if "weights" in setting.sharded:
+        return size * product * (2 if several else 1)
+    copy = cast = 0
+    if weight != product:
+        copy, cast = product, weight
+    if several:
+        return size * (copy + 4 + (product if product < 4 else 0))
+    return size * (copy + product + cast)
+
+
+def rows_in_chunk(shape: ModelShape) -> int:
+    """Count the positions of the chunked head's largest chunk on a GPU."""
+    return max(MOST_LOGITS["cuda"] // shape.vocabulary, 1)
 
 
 def _deepspeed(config: Any) -> Mapping[str, Any]:

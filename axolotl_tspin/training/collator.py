@@ -70,13 +70,10 @@ class TripletCollator:
 
     def _laid_out(self, triplets: list[TripletTokens]) -> dict[str, Any]:
         pad_token_id = self.tokenizer.pad_token_id
-        multiple = self.pad_to_multiple_of or 1
         if self.layout == "padded":
+            multiple = self.pad_to_multiple_of or 1
             return pad_triplets(triplets, pad_token_id=pad_token_id, pad_to_multiple_of=multiple)
+        # Rows of this layout need no padding to a multiple: no kernel of theirs has blocks.
         return pack_triplets(
-            triplets,
-            pad_token_id=pad_token_id,
-            max_tokens_per_row=self.max_tokens_per_row,
-            # FlexAttention needs whole blocks; `pad_to_sequence_len` asks for more than that.
-            pad_to_multiple_of=min(multiple, 128) if torch.cuda.is_available() else 1,
+            triplets, pad_token_id=pad_token_id, max_tokens_per_row=self.max_tokens_per_row
         )

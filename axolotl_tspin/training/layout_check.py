@@ -3,36 +3,67 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
-from axolotl_tspin.training.attention import STRUCTURED
+from axolotl_tspin.training.attention import STRUCTURED, use_attention
 from axolotl_tspin.training.layout_choice import PLAIN, Choice, choose_layout
-from axolotl_tspin.training.layouts import on_device, pack_triplets, pad_triplets, triplets_of
-from axolotl_tspin.training.logps import response_token_logps
+from axolotl_tspin.training.layouts import pad_triplets, triplets_of
 from axolotl_tspin.training.policies import base_of, unwrapped, vocabulary_size
+from axolotl_tspin.training.trial_step import Trial, run_trial
 from axolotl_tspin.triplets import TripletTokens
 
 LOG = logging.getLogger(__name__)
 
-TOLERANCE = {
-    torch.float64: 1e-5,
-    torch.float32: 1e-3,
-    torch.float16: 2e-2,
-    torch.bfloat16: 1e-1,
-}
-"""Largest mean difference of a token's log-probability, in nats, that rounding explains."""
 
-MOST_PLAIN_LOGITS = 2**29
-"""Logits of the plain side of the check: 2 GiB of float32."""
+class Tolerance(NamedTuple):
+    """Differences that rounding explains.
+
+    Attributes:
+        logps: of a response's mean log-probability per token, in nats.
+        gradient: of the gradients' cosine from 1, and of the ratio of their norms from 1.
+    """
+
+    logps: float
+    gradient: float
+
+
+TOLERANCE = {
+    torch.float64: Tolerance(1e-5, 1e-5),
+    torch.float32: Tolerance(1e-3, 1e-3),
+    torch.float16: Tolerance(2e-2, 5e-2),
+    torch.bfloat16: Tolerance(1e-1, 1e-1),
+}
+
+MOST_PLAIN_LOGITS = 2**28
+"""Logits of the plain side of the check: 1 GiB of float32, of which a backward holds a few."""
+
+FEWEST_TOKENS = 16
+"""A triplet whose prompt and responses are shorter than this is not made smaller."""
+
+FAILED, OUT_OF_MEMORY, RAN = 0.0, 1.0, 2.0
+"""What became of a trial, the worst first."""
+
+
+class Comparison(NamedTuple):
+    """A way beside padded rows and plain logits, by the worst rank.
+
+    Attributes:
+        outcome: of the trials.
+        agrees: True if the differences are rounding.
+        text: the differences, or the error.
+    """
+
+    outcome: float
+    agrees: bool
+    text: str
 
 
 class CheckedLayout:
-    """The layout of a training. It is chosen for the policy and compared with the plain layout
-    before the first step; where they differ, the plain one replaces it.
+    """The layout of a training. It is chosen for the policy. Before the first step it is compared
+    with the plain layout in a training step of one real triplet. Where they differ, padded rows
+    replace it; where the head differs too, so do plain logits.
 
     Args:
         model: the policy, not yet wrapped; its attention implementation is set.
@@ -50,9 +81,9 @@ class CheckedLayout:
         self.choice = choose_layout(model, wanted, compiled=compiled)
         self._lowest = lowest
         self._is_checked = False
-        self._plain_attention = ""
+        self._plain_attention = base_of(model).config._attn_implementation
         if self.choice.layout == "shared_prefix":
-            self._plain_attention = use_structured_attention(model)
+            use_attention(base_of(model), STRUCTURED)
 
     def check(self, model: Any, batch: dict[str, Any], dtype: torch.dtype, *, log: bool) -> None:
         """Compare with the plain layout, once; all ranks use the worst rank's result.
@@ -66,67 +97,135 @@ class CheckedLayout:
         if self._is_checked:
             return
         self._is_checked = True
-        if (self.choice.layout, self.choice.head) == (PLAIN.layout, PLAIN.head):
-            return
-        worst, reason = self._difference(model, batch)
         tolerance = TOLERANCE[dtype if dtype in TOLERANCE else torch.bfloat16]
-        if worst <= tolerance:
+        ways = dict.fromkeys((self.choice[:2], ("padded", self.choice.head), PLAIN[:2]))
+        reason = self.choice.reason
+        for layout, head in ways:
+            way = Choice(layout, head, reason)
+            if way[:2] == PLAIN[:2]:
+                self._take(way, model)
+                return
+            found = self._compare(model, way, batch, tolerance)
+            if found.agrees or found.outcome == OUT_OF_MEMORY:
+                self._take(way, model)
+                if log and found.agrees:
+                    LOG.info("T-SPIN layout: checked against padded rows: %s", found.text)
+                elif log:
+                    LOG.warning(
+                        "T-SPIN layout: %s with the %s head was not checked: %s. Going on with it; "
+                        "if the training runs out of memory, lower `micro_batch_size`",
+                        way.layout,
+                        way.head,
+                        found.text,
+                    )
+                return
             if log:
-                LOG.info("T-SPIN layout: checked against padded rows: %s", reason)
-            return
-        if log:
-            LOG.warning(
-                "T-SPIN layout: %s with the %s head is not exact for this policy: %s (tolerance "
-                "%.0e). Going on with padded rows and plain logits",
-                self.choice.layout,
-                self.choice.head,
-                reason,
-                tolerance,
-            )
-        if self.choice.layout == "shared_prefix":
-            base_of(unwrapped(model)).set_attn_implementation(self._plain_attention)
-        self.choice = PLAIN._replace(reason=reason)
+                LOG.warning(
+                    "T-SPIN layout: %s with the %s head is not exact for this policy: %s "
+                    "(tolerance %.0e for log-probabilities, %.0e for the gradient). Going on with padded rows",
+                    way.layout,
+                    way.head,
+                    found.text,
+                    *tolerance,
+                )
+            reason = f"{way.layout} with the {way.head} head is not exact: {found.text}"
 
     def laid_out(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return the batch, padded if it was packed before the check failed."""
         if self.choice.layout != "padded" or batch["layout"].rows is None:
             return batch
         padded = pad_triplets(triplets_of(batch), pad_token_id=0)
-        if "reference_logps" in batch:
-            padded["reference_logps"] = batch["reference_logps"]
+        padded |= {name: batch[name] for name in ("reference_logps", "rows") if name in batch}
         repeated = batch["layout"].repeated
         padded["layout"] = dataclasses.replace(padded["layout"], repeated=repeated)
         return padded
 
-    def _difference(self, model: Any, batch: dict[str, Any]) -> tuple[float, str]:
-        """Compute the mean difference of a token's log-probability over the worst rank's triplet,
-        in nats (infinite if a layout fails), and describe it."""
-        policy = unwrapped(model)
-        attention = base_of(policy).config._attn_implementation
-        plain_attention = self._plain_attention or attention
-        triplet = triplet_to_check(triplets_of(batch), vocabulary_size(policy))
-        device = batch["input_ids"].device
-        logps: list[Tensor] = []
-        reason = "it fails on another rank"
-        ways = ((self.choice, attention), (PLAIN, plain_attention))
-        for number, (choice, its_attention) in enumerate(ways, start=1):
+    def _take(self, choice: Choice, model: Any) -> None:
+        if choice.layout != self.choice.layout:
+            use_attention(base_of(unwrapped(model)), self._plain_attention)
+        self.choice = choice
+
+    def _compare(
+        self, model: Any, way: Choice, batch: dict[str, Any], tolerance: Tolerance
+    ) -> Comparison:
+        """Compare a way with the plain one on one of the batch's triplets, or on a shorter one
+        where memory runs out."""
+        triplet = triplet_to_check(triplets_of(batch), vocabulary_size(unwrapped(model)))
+        while True:
+            outcome, trials, text = self._trials(model, way, triplet, batch["input_ids"].device)
+            shorter = halved(triplet)
+            # Ranks go on together, although their triplets differ.
+            if outcome != OUT_OF_MEMORY or self._lowest(float(shorter != triplet)) == 0:
+                break
+            triplet = shorter
+        if outcome != RAN:
+            return Comparison(outcome, False, text)
+        logps, cosine, ratio = differences(*trials)
+        logps, cosine, ratio = (-self._lowest(-x) for x in (logps, cosine, ratio))
+        # Each by itself: the largest of several numbers may hide one that is not a number.
+        agrees = (
+            logps <= tolerance.logps
+            and cosine <= tolerance.gradient
+            and ratio <= tolerance.gradient
+        )
+        text = (
+            f"log-probabilities differ by {logps:.1e} nats a token, gradients by {cosine:.1e} in "
+            f"their cosine and {ratio:.1e} in their norm"
+        )
+        return Comparison(outcome, agrees, text)
+
+    def _trials(
+        self, model: Any, way: Choice, triplet: TripletTokens, device: torch.device
+    ) -> tuple[float, list[Trial], str]:
+        """Run the way and the plain one, in training mode; if that draws random numbers, which two
+        layouts draw differently, in evaluation mode as well."""
+        fast_attention = STRUCTURED if way.layout == "shared_prefix" else self._plain_attention
+        trials: list[Trial] = []
+        training = True
+        while len(trials) < 2:
+            choice, attention = (PLAIN, self._plain_attention) if trials else (way, fast_attention)
+            outcome, text = RAN, "it fails on another rank"
             try:
-                logps.append(checked_logps(triplet, model, choice, its_attention, device))
-            except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-                reason = f"it fails ({error})"
+                trial = run_trial(triplet, model, choice, attention, device, training=training)
+            except Exception as error:
+                LOG.debug("T-SPIN layout: a trial of the check failed", exc_info=True)
+                outcome = OUT_OF_MEMORY if is_out_of_memory(error) else FAILED
+                text = f"it fails ({type(error).__name__}: {error})"
+            if outcome == OUT_OF_MEMORY and device.type == "cuda":
+                torch.cuda.empty_cache()
             # Ranks must stop together: the next forward waits for all of them.
-            if self._lowest(len(logps)) < number:
-                return float("inf"), reason
-        worst = -self._lowest(-(logps[0] - logps[1]).abs().mean().item())
-        return worst, f"log-probabilities differ by {worst:.1e} nats a token on average"
+            worst = self._lowest(outcome)
+            if worst != RAN:
+                return worst, [], text if outcome == worst else "it fails on another rank"
+            if training and self._lowest(-float(trial.drew)) < 0:
+                training = False
+                continue
+            trials.append(trial)
+        return RAN, trials, ""
 
 
-def use_structured_attention(model: Any) -> str:
-    """Set the policy's attention implementation to `STRUCTURED`; return the previous one."""
-    base = base_of(model)
-    before = base.config._attn_implementation
-    base.set_attn_implementation(STRUCTURED)
-    return before
+def differences(fast: Trial, plain: Trial) -> tuple[float, float, float]:
+    """Compare two trials of a triplet.
+
+    Returns:
+        Largest difference of a response's mean log-probability, in nats; 1 − the gradients' cosine;
+        the distance of their norms' ratio from 1. Not finite if a trial is not.
+    """
+    logps = (fast.logps - plain.logps).abs().max().item()
+    norms = [trial.gradient.norm().item() for trial in (fast, plain)]
+    if norms == [0.0, 0.0]:
+        return logps, 0.0, 0.0
+    if 0.0 in norms:
+        return logps, 1.0, float("inf")
+    product = (fast.gradient * plain.gradient).sum().item()
+    return logps, 1 - product / (norms[0] * norms[1]), abs(norms[0] / norms[1] - 1)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """True for what PyTorch raises when a device's or the host's memory does not suffice."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def triplet_to_check(triplets: Sequence[TripletTokens], vocabulary: int) -> TripletTokens:
@@ -139,34 +238,8 @@ def triplet_to_check(triplets: Sequence[TripletTokens], vocabulary: int) -> Trip
     return max(affordable, key=logits) if affordable else min(triplets, key=logits)
 
 
-@torch.no_grad()
-def checked_logps(
-    triplet: TripletTokens, model: Any, choice: Choice, attention: str, device: Any
-) -> Tensor:
-    """(N,) log-probabilities in nats of a triplet's response tokens, y, y′ and y0 one after
-    another, float64.
-
-    Meanwhile the policy is in evaluation mode, without dropout.
-
-    Args:
-        model: the policy as it is trained, wrapped.
-        attention: the attention implementation for this forward only.
-    """
-    if isinstance(model, DistributedDataParallel):
-        # DDP's forward synchronises buffers depending on whether the last forward ended. A rank
-        # where this forward fails would be out of step.
-        model = model.module
-    base = base_of(unwrapped(model))
-    before = base.config._attn_implementation
-    training = model.training
-    lay_out = pack_triplets if choice.layout == "shared_prefix" else pad_triplets
-    batch = on_device(lay_out([triplet], pad_token_id=0), device)
-    model.eval()
-    try:
-        base.set_attn_implementation(attention)
-        logps = response_token_logps(model, batch, head=choice.head)
-    finally:
-        base.set_attn_implementation(before)
-        model.train(training)
-    parts = logps.double().split(batch["layout"].lengths)
-    return torch.cat([parts[i] for i in batch["layout"].responses[0]])
+def halved(triplet: TripletTokens) -> TripletTokens:
+    """Take the first half of the prompt and of each response, where they are not short already."""
+    return TripletTokens(
+        *(ids if len(ids) < FEWEST_TOKENS else ids[: len(ids) // 2] for ids in triplet)
+    )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from axolotl_tspin.training.attention import structured_attention
 from axolotl_tspin.training.heads import HEADS
+from axolotl_tspin.training.layouts import indices_of
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids")
 
@@ -26,19 +27,25 @@ def triplet_logps(
         (B, 3) sums in nats, accumulated in float32 (float64 logits stay float64), 0 for an empty
         response; (B, 3) response token counts.
     """
-    lengths, responses = batch["layout"].lengths, batch["layout"].responses
-    index = torch.tensor(responses, device=batch["input_ids"].device)
-    token_logps = response_token_logps(model, batch, head=head)
-    sums = torch.stack([part.sum() for part in token_logps.split(lengths)])
-    return sums[index], torch.tensor(lengths, device=sums.device)[index]
+    indices = indices_of(batch)
+
+    def by_triplet(of_distinct: Tensor) -> Tensor:
+        return of_distinct.index_select(0, indices.responses).view(-1, 3)
+
+    return by_triplet(response_logps(model, batch, head=head)), by_triplet(indices.lengths)
 
 
-def response_token_logps(model: nn.Module, batch: dict[str, Any], *, head: str) -> Tensor:
-    """(N,) log π of each of the batch's `targets`, in nats, at least float32."""
+def response_logps(model: nn.Module, batch: dict[str, Any], *, head: str) -> Tensor:
+    """(D,) sums of log π of each distinct response's tokens, in nats, at least float32."""
     inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+    indices = indices_of(batch)
+    if batch["layout"].segments is not None:
+        # Nothing reads it. Without it, transformers looks in every forward whether the positions
+        # are those of packed rows, and the host waits for the answer.
+        inputs["attention_mask"] = torch.ones_like(batch["input_ids"])
 
     def forward() -> Any:
-        with structured_attention(batch["layout"].rows):
+        with structured_attention(batch["layout"].segments, indices):
             return model(**inputs, use_cache=False)
 
-    return HEADS[head](model, forward, batch["predicting"], batch["targets"])
+    return HEADS[head](model, forward, indices)

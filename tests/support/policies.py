@@ -48,6 +48,33 @@ FAMILIES = {
     "Cohere": ("Cohere", {"logit_scale": 0.3}),
     "Granite": ("Granite", {"logits_scaling": 3.0, "attention_multiplier": 0.2}),
     "Mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "DeepseekV3": (
+        "DeepseekV3",
+        {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 12,
+            "kv_lora_rank": 8,
+            "head_dim": 4,  # of the rotated part
+            "qk_rope_head_dim": 4,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 6,  # queries and keys have 12
+            "first_k_dense_replace": 1,
+            "n_routed_experts": 4,
+            "n_group": 2,
+            "topk_group": 1,
+            **MOE,
+        },
+    ),
+    "GptOss": (
+        "GptOss",
+        {
+            "sliding_window": 5,
+            "layer_types": ALTERNATING,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "attn_implementation": "eager",  # transformers' sdpa knows no sinks
+        },
+    ),
     "Qwen3Moe": ("Qwen3Moe", {"num_experts": 4, "decoder_sparse_step": 1, **MOE}),
 }
 

@@ -17,18 +17,19 @@ import torch.distributed as dist
 from transformers import PrinterCallback
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.training import attention, heads
+from axolotl_tspin.training.attention import interface
+from axolotl_tspin.training.heads import MOST_LOGITS
 from support.rank_cases import CASES, VOCABULARY, make_policy, make_trainer
 from support.training import numbered
 
-heads.MOST_LOGITS = 12 * VOCABULARY  # many chunks, and not as many on every rank
+MOST_LOGITS["cpu"] = 12 * VOCABULARY  # many chunks, and not as many on every rank
 
 
 def break_shared_prefix(policy, fault: str) -> None:
     """Make a policy that cannot be trained in the shared layout, as its forward shows."""
 
     def body(module, args, output):
-        if getattr(attention._current, "rows", None) is not None:
+        if getattr(interface._current, "plan", None) is not None:
             if fault == "fails":
                 raise NotImplementedError("this rank's kernel takes no such rows")
             output.last_hidden_state = 1.5 * output.last_hidden_state

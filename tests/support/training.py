@@ -47,7 +47,7 @@ def numbered(triplets: list[TripletTokens]) -> list[dict]:
 
 
 def make_trainer(
-    path, triplets, batch_size, accumulation, model=None, beta=BETA, **kwargs
+    path, triplets, batch_size, accumulation, model=None, beta=BETA, use_cpu=True, **kwargs
 ) -> TripletTrainer:
     args = TSpinTrainingArguments(
         output_dir=str(path),
@@ -61,7 +61,7 @@ def make_trainer(
         num_train_epochs=1,
         report_to=[],
         save_strategy="no",
-        use_cpu=True,
+        use_cpu=use_cpu,
         disable_tqdm=True,
         t_spin_alpha=ALPHA,
         t_spin_beta=beta,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.training.collator import TripletCollator
-from axolotl_tspin.training.layouts import pack_triplets, pad_triplets, triplets_of
+from axolotl_tspin.training.layouts import indices_of, pack_triplets, pad_triplets, triplets_of
 from axolotl_tspin.triplets import TripletTokens, from_row
 
 tokens = st.lists(st.integers(1, 99), max_size=9)
@@ -87,8 +87,13 @@ def test_triplets_come_back_and_every_response_token_is_predicted_by_the_one_bef
         tuple(map(list, t)) for t in triplets
     ]
     lengths = batch["layout"].lengths
-    targets = batch["targets"].split(lengths)
-    before = batch["input_ids"].flatten()[batch["predicting"]].split(lengths)
+    indices = indices_of(batch)
+    assert indices.lengths.tolist() == list(lengths)
+    assert indices.responses.view(-1, 3).tolist() == [list(r) for r in batch["layout"].responses]
+    owners = [number for number, length in enumerate(lengths) for _ in range(length)]
+    assert indices.owners.tolist() == owners
+    targets = indices.targets.split(lengths)
+    before = batch["input_ids"].flatten()[indices.predicting].split(lengths)
     for t, owner in zip(triplets, batch["layout"].responses, strict=True):
         for response, i in zip(t[1:], owner, strict=True):
             assert targets[i].tolist() == list(response)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from support.policies import tiny_llama
 
-from axolotl_tspin.training.heads import HEADS, lean_token_logps, token_logps
+from axolotl_tspin.training.heads import HEADS, token_logps
+from axolotl_tspin.training.heads.in_place import in_place_logps
 from axolotl_tspin.training.layouts import pad_triplets
 from axolotl_tspin.training.logps import triplet_logps
 from axolotl_tspin.triplets import TripletTokens
@@ -28,7 +29,7 @@ def reference_logp(logits: torch.Tensor, labels: list[int]) -> float:
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-5)]
 )
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-@pytest.mark.parametrize("token_logps", [token_logps, lean_token_logps])
+@pytest.mark.parametrize("token_logps", [token_logps, in_place_logps])
 def test_token_log_probabilities(token_logps, dtype, tolerance, scale):
     torch.manual_seed(0)
     logits = (torch.randn(4, 7) * scale).to(dtype)
@@ -40,7 +41,7 @@ def test_token_log_probabilities(token_logps, dtype, tolerance, scale):
         assert logps[row].item() == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
-@pytest.mark.parametrize("token_logps", [token_logps, lean_token_logps])
+@pytest.mark.parametrize("token_logps", [token_logps, in_place_logps])
 @pytest.mark.parametrize("rows", [4, 150])
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_gradient_is_the_indicator_less_the_softmax(token_logps, rows, scale):
@@ -54,9 +55,9 @@ def test_gradient_is_the_indicator_less_the_softmax(token_logps, rows, scale):
     torch.testing.assert_close(leaf.grad, expected * weights[:, None] * scale)
 
 
-def test_the_lean_graph_is_gone_through_once():
+def test_logits_that_became_their_gradient_serve_no_second_pass():
     leaf = torch.randn(3, 7, requires_grad=True)
-    logps = lean_token_logps(leaf * 1.0, torch.tensor([1, 2, 3])).sum()
+    logps = in_place_logps(leaf * 1.0, torch.tensor([1, 2, 3])).sum()
     logps.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="inplace operation"):
         logps.backward()

@@ -12,12 +12,14 @@ from axolotl_tspin.planning.memory import (
     ModelShape,
     activation_bytes,
     estimate_memory,
+    head_gradient_bytes,
     largest_micro_batch,
     logit_bytes,
     model_shape,
     parallel_setting,
     state_bytes,
 )
+from axolotl_tspin.training.heads import MOST_LOGITS
 from axolotl_tspin.training.layout_choice import Choice
 from axolotl_tspin.training.layouts import pad_triplets
 from axolotl_tspin.training.logps import triplet_logps
@@ -85,14 +87,53 @@ def test_activations_are_what_autograd_keeps():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        triplet_logps(model, pad_triplets(triplets, pad_token_id=0))
-    found = sum(storage.nbytes() for storage in kept.values())
+        logps, _ = triplet_logps(model, pad_triplets(triplets, pad_token_id=0))
+    found = sum(storage.nbytes() for storage in kept.values()) + kept_by_the_head(logps)
     shape = model_shape(model)
     batch = largest_micro_batch((40, 24, 24), Choice("padded", "chunked", ""), 3)
     assert batch == (3 * 3 * 64, 3 * 3 * 24, "chunked")
     setting = parallel_setting({}, shape, 1)
     guess = activation_bytes(shape, setting, batch.tokens) + logit_bytes(shape, setting, batch)
     assert guess == pytest.approx(found, rel=0.05)
+
+
+def kept_by_the_head(logps):
+    """Bytes of the logits' derivatives, which hooks on saved tensors do not see."""
+    nodes, found = [logps.grad_fn], []
+    while not found:
+        node = nodes.pop()
+        nodes += [before for before, _ in node.next_functions if before is not None]
+        found = [node.kept] if hasattr(node, "kept") else []
+    return found[0].nbytes
+
+
+@pytest.mark.parametrize(
+    ("cfg", "predicting", "head", "logits", "gradient"),
+    [
+        # One chunk: the product, and (weights in float32) a copy of the weight and the cast.
+        ({}, 60, "chunked", 4, 4),
+        ({"bf16": True, "cut_cross_entropy": True}, 60, "chunked", 2, 2),
+        ({"bf16": True}, 60, "chunked", 2, 2 + 2 + 4),
+        # Several: the sum in float32, and a product in bfloat16.
+        ({}, 150, "chunked", 4, 4),
+        ({"bf16": True, "cut_cross_entropy": True}, 150, "chunked", 2, 4 + 2),
+        ({"bf16": True}, 150, "chunked", 2, 2 + 4 + 2),
+        ({"bf16": True, "fsdp_config": {"offload_params": False}}, 150, "chunked", 2, 2 + 2),
+        ({}, 150, "plain", None, 4),
+    ],
+)
+def test_the_heads_bytes(cfg, predicting, head, logits, gradient, monkeypatch):
+    monkeypatch.setitem(MOST_LOGITS, "cuda", 100 * SHAPE.vocabulary)
+    setting = parallel_setting(cfg, SHAPE, 4)
+    batch = MicroBatch(200, predicting, head)
+    if logits is None:
+        expected = 60 * (200 * 4 + 150 * 12)
+    else:
+        expected = logits * (min(predicting, 100) * 60 + 2 * predicting * 16)
+    assert logit_bytes(SHAPE, setting, batch) == expected
+    assert head_gradient_bytes(SHAPE, setting, batch) == gradient * 60 * 16
+    frozen = SHAPE._replace(trained=100, trained_in_layers=100)
+    assert head_gradient_bytes(frozen, setting, batch) == 0
 
 
 def test_a_packed_micro_batch_has_each_prompt_once():

@@ -4,9 +4,7 @@ Every layout makes a batch with the same keys:
 
 - `input_ids`, `labels`: (rows, length), the labels −100 outside responses.
 - `attention_mask` or `position_ids`: (rows, length), for the policy.
-- `predicting`: (N,), the positions, counted through all rows, whose logits predict a response
-  token.
-- `targets`: (N,), those tokens, response after response.
+- `indices`: (M,), the batch's `BatchIndices` in one tensor.
 - `layout`: a `BatchLayout`.
 
 The collator adds `reference_logps` (B, 3) if the rows have them.
@@ -16,18 +14,25 @@ from typing import Any
 
 from torch import Tensor
 
-from axolotl_tspin.training.layouts.batch import BatchLayout
+from axolotl_tspin.training.layouts.batch import BatchIndices, BatchLayout
 from axolotl_tspin.training.layouts.padded import pad_triplets, unpad_triplets
 from axolotl_tspin.training.layouts.shared_prefix import pack_triplets, unpack_triplets
 from axolotl_tspin.triplets import TripletTokens
 
 __all__ = [
+    "BatchIndices",
     "BatchLayout",
+    "indices_of",
     "on_device",
     "pack_triplets",
     "pad_triplets",
     "triplets_of",
 ]
+
+
+def indices_of(batch: dict[str, Any]) -> BatchIndices:
+    """Get a batch's indices, on its device."""
+    return batch["layout"].indices(batch["indices"])
 
 
 def on_device(batch: dict[str, Any], device: Any) -> dict[str, Any]:

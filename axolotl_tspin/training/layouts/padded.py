@@ -29,23 +29,25 @@ def pad_triplets(
     input_ids = torch.full((len(rows), length), pad_token_id)
     labels = torch.full((len(rows), length), IGNORE_INDEX)
     attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
-    predicting = []
+    predicting: list[int] = []
+    targets: list[int] = []
     for row, (prompt, response) in enumerate(rows):
         start, end = len(prompt), len(prompt) + len(response)
         input_ids[row, :end] = torch.tensor([*prompt, *response])
         labels[row, start:end] = input_ids[row, start:end]
         attention_mask[row, :end] = 1
-        predicting.append(torch.arange(row * length + start - 1, row * length + end - 1))
+        predicting += range(row * length + start - 1, row * length + end - 1)
+        targets += response
+    layout = BatchLayout(
+        lengths=tuple(len(response) for _, response in rows),
+        responses=tuple((i, i + 1, i + 2) for i in range(0, len(rows), 3)),
+    )
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "labels": labels,
-        "predicting": torch.cat(predicting),
-        "targets": labels[labels != IGNORE_INDEX],
-        "layout": BatchLayout(
-            lengths=tuple(len(response) for _, response in rows),
-            responses=tuple((i, i + 1, i + 2) for i in range(0, len(rows), 3)),
-        ),
+        "indices": layout.joined(predicting, targets),
+        "layout": layout,
     }
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from axolotl_tspin.training.layouts.batch import BatchLayout
+from axolotl_tspin.training.layouts.segments import segments_of
 from axolotl_tspin.triplets import IGNORE_INDEX, TripletSpan, TripletTokens
 
 
@@ -76,15 +77,14 @@ def pack_triplets(
 
     longest = max(map(len, row_tokens))
     length = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
+    spans = tuple(map(tuple, rows))
+    layout = BatchLayout(tuple(lengths), tuple(owners), spans, segments_of(spans, length))
     return {
         "input_ids": _padded(row_tokens, length, pad_token_id),
         "position_ids": _padded(row_positions, length, 0),
         "labels": _padded(row_labels, length, IGNORE_INDEX),
-        "predicting": torch.tensor(
-            [row * length + offset for row, offset in sources], dtype=torch.int64
-        ),
-        "targets": torch.tensor(targets, dtype=torch.int64),
-        "layout": BatchLayout(tuple(lengths), tuple(owners), tuple(map(tuple, rows))),
+        "indices": layout.joined([row * length + offset for row, offset in sources], targets),
+        "layout": layout,
     }
 
 
