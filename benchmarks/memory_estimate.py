@@ -23,6 +23,7 @@ from axolotl_tspin.planning.memory import (
     parallel_setting,
 )
 from axolotl_tspin.training.attention import STRUCTURED, use_attention
+from axolotl_tspin.training.heads import MOST_LOGITS
 from axolotl_tspin.training.layout_choice import Choice
 from axolotl_tspin.training.layouts import pack_triplets, pad_triplets
 from axolotl_tspin.training.logps import triplet_logps
@@ -156,6 +157,7 @@ def compared(guess: int, found: int) -> list[str]:
 
 
 def main() -> None:
+    MOST_LOGITS["cuda"] = MOST_LOGITS["cpu"]  # the estimate is a GPU's, what is measured a CPU's
     # Return large tensors to the system when they are freed (mallopt's M_MMAP_THRESHOLD).
     ctypes.CDLL("libc.so.6").mallopt(-3, 65536)
     print("| size | setting | activations, MiB | counted | error | peak, MiB | measured | error |")

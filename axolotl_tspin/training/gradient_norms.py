@@ -36,8 +36,8 @@ class GradientParts:
 
         Args:
             parts: runs a forward pass and returns the two terms (scalars) as this micro-batch adds
-                them to the step's loss. It is called once per term, as the chunked head's graph
-                serves only one backward pass.
+                them to the step's loss. It is called once per term, as some heads' graphs serve
+                only one backward pass.
         """
         held = [p.grad for p in self._parameters]
         devices = sorted({p.device for p in self._parameters if p.is_cuda}, key=str)

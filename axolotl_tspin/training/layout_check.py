@@ -122,7 +122,8 @@ class CheckedLayout:
             if log:
                 LOG.warning(
                     "T-SPIN layout: %s with the %s head is not exact for this policy: %s "
-                    "(tolerance %.0e for log-probabilities, %.0e for the gradient). Going on with padded rows",
+                    "(tolerance %.0e for log-probabilities, %.0e for the gradient). Going on with "
+                    "padded rows",
                     way.layout,
                     way.head,
                     found.text,

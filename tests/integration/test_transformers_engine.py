@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from support.policies import make_family as make_policy
 from support.policies import tiny_llama
 from transformers import DynamicCache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.generation.engines import transformers_engine
-from axolotl_tspin.generation.engines.decoding import RowSampler, decoding_attention, give_room
+from axolotl_tspin.generation.engines.decoding import RowSampler, give_room
 from axolotl_tspin.generation.engines.engine import Request
 from axolotl_tspin.generation.engines.transformers_engine import TransformersEngine, batch_size_for
 
@@ -207,7 +206,9 @@ def test_a_token_is_where_the_cumulative_distribution_passes_the_uniform_number(
     scores[torch.rand(4, size, generator=generator) < 0.4] = float("-inf")
     scores[:, seed % size] = 0.0
     seeds = [seed + row for row in range(4)]
-    drawn = RowSampler(seeds, 2, 3)(torch.zeros(4, 3, dtype=torch.int64), scores).argmax(dim=1)
+    drawn = RowSampler(seeds, 2, 3, torch.device("cpu"))(
+        torch.zeros(4, 3, dtype=torch.int64), scores
+    ).argmax(dim=1)
     for row, token in enumerate(drawn.tolist()):
         probabilities = scores[row].double().softmax(0)
         assert probabilities[token] > 0
@@ -219,7 +220,12 @@ def test_a_token_is_where_the_cumulative_distribution_passes_the_uniform_number(
 
 
 @pytest.mark.parametrize("family", ["Gemma3", "GPT2", "Qwen3", "Mistral, window inside the row"])
-def test_families_with_windows_and_without_groups_are_decoded_as_their_logits_say(family):
+@pytest.mark.parametrize("prefill", [2048, 1])
+def test_families_with_windows_and_without_groups_are_decoded_as_their_logits_say(
+    monkeypatch, family, prefill
+):
+    """Prompts read at once, and in parts of 16 tokens."""
+    monkeypatch.setattr(transformers_engine, "CPU_PREFILL", prefill)
     policy = make_policy(family)
     prompts = [[1, *range(3, 3 + n)] for n in (40, 7, 21)]
     for prompt, response in zip(prompts, sampled(policy, prompts, temperature=0), strict=True):
@@ -229,18 +235,3 @@ def test_families_with_windows_and_without_groups_are_decoded_as_their_logits_sa
                 assert policy(torch.tensor([ids])).logits[0, -1].argmax().item() == token
                 ids.append(token)
         assert response.ids
-
-
-@pytest.mark.parametrize("length", [1, 5])
-def test_decoding_attention_is_sdpa_with_its_groups_side_by_side(length):
-    """New tokens under a mask of padding and causes, four query heads to a key head."""
-    torch.manual_seed(0)
-    query = torch.randn(3, length, 8, 4).transpose(1, 2)
-    key, value = torch.randn(3, 2, 9, 4), torch.randn(3, 2, 9, 4)
-    mask = torch.ones(3, 1, length, 9, dtype=torch.bool).tril(9 - length)
-    mask[0, ..., :4] = False
-    module = torch.nn.Module()
-    module.num_key_value_groups = 4
-    ours, _ = decoding_attention(module, query, key, value, mask, scaling=0.3)
-    expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
-    torch.testing.assert_close(ours, expected)

@@ -1,8 +1,8 @@
 """Cheaper decoding for transformers' generation.
 
 - A cache with room: transformers' cache is copied with every token.
-- Attention without copies of grouped heads: under a padding mask, transformers' `sdpa` repeats
-  keys and values for every query head.
+- Attention to grouped heads as they are cached: under a padding mask, transformers' `sdpa` repeats
+  keys and values for every query head, with every token.
 - One random number per sampled token: transformers draws one for every token of the vocabulary.
 - Separate stop tokens for every row: transformers has one set for the whole batch.
 """
@@ -115,10 +115,14 @@ class RowSampler(LogitsProcessor):
         seeds: the rows' seeds.
         prompt_length: tokens of `input_ids` before the first drawn one.
         limit: most tokens that are drawn for a row.
+        device: the scores' device.
     """
 
-    def __init__(self, seeds: Sequence[int], prompt_length: int, limit: int) -> None:
+    def __init__(
+        self, seeds: Sequence[int], prompt_length: int, limit: int, device: torch.device
+    ) -> None:
         self._prompt_length = prompt_length
+        # Drawn on the CPU, so that a seed means the same on every device.
         self._uniform = torch.stack(
             [
                 torch.rand(
@@ -126,11 +130,11 @@ class RowSampler(LogitsProcessor):
                 )
                 for seed in seeds
             ]
-        )
+        ).to(device)
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, rows: Tensor) -> None:
         """Keep only these rows of the batch."""
-        self._uniform = self._uniform[list(rows)]
+        self._uniform = self._uniform[rows]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(rows, vocabulary) scores, −inf except for the drawn tokens."""
@@ -139,7 +143,7 @@ class RowSampler(LogitsProcessor):
         if missing := -probabilities.shape[1] % PART:
             probabilities = F.pad(probabilities, (0, missing))
         parts = probabilities.unflatten(1, (-1, PART))
-        part, left = _inverted(parts.sum(dim=2), uniform.to(scores.device))
+        part, left = _inverted(parts.sum(dim=2), uniform)
         inside = parts.gather(1, part[:, :, None].expand(-1, 1, PART))[:, 0]
         drawn = part * PART + _inverted(inside, left)[0]
         return torch.full_like(scores, float("-inf")).scatter_(1, drawn, 0.0)
@@ -191,22 +195,26 @@ def decoding_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Implement transformers' attention interface as `sdpa`, but under a mask put the queries of
-    grouped heads next to each other over their shared key head."""
+    """Implement transformers' attention interface as `sdpa`, with fewer copies of keys.
+
+    A single token's queries are put next to each other over their shared key head. For longer
+    ones under a mask, a CPU's kernels take grouped heads; elsewhere `sdpa` repeats the keys.
+    """
     rows, heads, length, size = query.shape
-    groups = heads // key.shape[1]
-    causal = attention_mask is None and length > 1
-    if causal or groups == 1 or kwargs.get("position_bias") is not None:
+    grouped = heads != key.shape[1] and kwargs.get("position_bias") is None
+    kernel_groups = attention_mask is not None and query.device.type == "cpu"
+    if not grouped or (length > 1 and not kernel_groups):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     output = F.scaled_dot_product_attention(
-        query.reshape(rows, key.shape[1], groups * length, size),
+        query if length > 1 else query.reshape(rows, key.shape[1], -1, size),
         key,
         value,
-        attn_mask=None if attention_mask is None else attention_mask.repeat(1, 1, groups, 1),
+        attn_mask=attention_mask,
         dropout_p=dropout,
         scale=scaling,
+        enable_gqa=length > 1,
     )
     output = output.reshape(rows, heads, length, value.shape[-1])
     return output.transpose(1, 2).contiguous(), None

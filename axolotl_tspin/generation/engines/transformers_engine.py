@@ -13,6 +13,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 from transformers import GenerationConfig as DecodingConfig
+from transformers.cache_utils import DynamicLayer
 
 from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.generation.engines.decoding import (
@@ -33,6 +34,19 @@ LARGEST_BATCH, CPU_BATCH = 256, 64
 CPU_PREFILL = 2048
 """Tokens of prompts that a CPU reads at a time. The memory of larger tensors is returned to the
 system every time."""
+
+CUDA_PREFILL = 2**15
+"""Tokens of prompts that a GPU reads at a time. So many keep it busy; masks and activations grow
+with more."""
+
+DRAW_BYTES = 4 * 10
+"""Bytes for each token of the vocabulary and row while one is drawn: logits as the model made them,
+in float32, and at a temperature; top-p's sorted ones, their places in int64, the sort's buffer,
+probabilities and sums."""
+
+STATE_BYTES = 8 * 8
+"""Bytes for each token of a row beside the cache, in int64 or float64: ids, mask and positions,
+before and after a token, and uniform numbers."""
 
 
 class TransformersEngine:
@@ -100,7 +114,7 @@ class TransformersEngine:
         sampler = None
         if self._sampling.temperature > 0:
             limit = max(request.max_new_tokens for request in group)
-            sampler = RowSampler([request.seed for request in group], longest, limit)
+            sampler = RowSampler([request.seed for request in group], longest, limit, device)
             if self._sampling.temperature != 1:
                 processors.append(TemperatureLogitsWarper(self._sampling.temperature))
             if self._sampling.top_p < 1:
@@ -108,6 +122,7 @@ class TransformersEngine:
             processors.append(sampler)
 
         alive, cache = list(range(len(group))), self._empty_cache(longest)
+        said: list[list[int]] = [[] for _ in group]
         answered: dict[int, Response] = {}
         while alive:
             made = sequences.shape[1] - longest
@@ -128,8 +143,11 @@ class TransformersEngine:
             if isinstance(cache, DynamicCache):
                 give_room(cache)
             staying = []
-            for position, i in enumerate(alive):
-                response = _ended(group[i], sequences[position, longest:].tolist())
+            # One copy from the device for all rows.
+            for position, ids in enumerate(sequences[:, longest + made :].tolist()):
+                i = alive[position]
+                said[i] += ids
+                response = _ended(group[i], said[i], made)
                 if response is None:
                     staying.append(position)
                 else:
@@ -140,7 +158,7 @@ class TransformersEngine:
                 sequences, mask = sequences[index], mask[index]
                 stops.keep(index)
                 if sampler:
-                    sampler.keep(staying)
+                    sampler.keep(index)
                 if isinstance(cache, DynamicCache):
                     cache.batch_select_indices(index)
             elif not staying:
@@ -160,15 +178,19 @@ class TransformersEngine:
 
     def _prefill_chunk(self, rows: int, tokens: int) -> int | None:
         """Number of tokens of each prompt to read at a time; None reads all at once."""
-        chunk = max(CPU_PREFILL // rows, 16)
+        chunk = _part(self._model.device.type, rows)
         # Not every model with a state along the row can resume in the middle of a prompt.
         stateful = getattr(base_of(self._model), "_is_stateful", False)
-        return None if self._model.device.type != "cpu" or stateful or chunk >= tokens else chunk
+        return None if stateful or chunk >= tokens else chunk
+
+
+def _part(device: str, rows: int) -> int:
+    """Number of tokens of each prompt that fit into one forward pass on this kind of device."""
+    return max((CPU_PREFILL if device == "cpu" else CUDA_PREFILL) // rows, 16)
 
 
 def batch_size_for(model: Any, setting: int | Literal["auto"], tokens: int) -> int:
-    """Number of prompts in a batch: the setting, or as many as half of the device's memory that
-    the weights leave can cache.
+    """Number of prompts in a batch: the setting, or as many as fit.
 
     It depends on the device's whole memory, not on the memory free at the moment, so a resumed run
     makes the same batches.
@@ -180,21 +202,86 @@ def batch_size_for(model: Any, setting: int | Literal["auto"], tokens: int) -> i
         return setting
     if model.device.type != "cuda":
         return CPU_BATCH
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize * tokens
-    # Sampling holds a few float32 copies of a step's logits.
-    cached += 4 * 4 * config.vocab_size
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    memory = torch.cuda.get_device_properties(model.device).total_memory - weights
-    fitting = int(0.5 * memory / cached)
-    return min(max(1 << max(fitting.bit_length() - 1, 0), 1), LARGEST_BATCH)
+    memory = torch.cuda.get_device_properties(model.device).total_memory
+    config = model.config.get_text_config(decoder=True)
+    return fitting_rows(config, model.dtype.itemsize, tokens, memory, weight_bytes(model))
 
 
-def _ended(request: Request, ids: list[int]) -> Response | None:
-    """Make the response if these tokens complete it, else None."""
-    for position, token in enumerate(ids[: request.max_new_tokens]):
+def weight_bytes(model: Any) -> int:
+    """Count the bytes of the weights, and of the copies that autocast keeps of them."""
+    # It keeps one in two bytes of every float32 weight that can be trained.
+    return sum(
+        p.numel() * (p.element_size() + 2 * (p.dtype == torch.float32 and p.requires_grad))
+        for p in model.parameters()
+    )
+
+
+def fitting_rows(config: Any, element: int, tokens: int, memory: int, weights: int) -> int:
+    """Largest power of two of rows that needs at most half of the memory that the weights leave.
+
+    The other half is for the padding of shorter prompts, the buffers of kernels, and what the
+    allocator cannot use again.
+
+    Args:
+        config: the text model's configuration.
+        element: bytes of an element of the hidden states.
+        tokens: number of tokens of the longest prompt with its response.
+        memory, weights: bytes of the device, and of the weights on it.
+    """
+    rows = LARGEST_BATCH
+    while rows > 1 and batch_bytes(config, element, rows, tokens) > (memory - weights) / 2:
+        rows //= 2
+    return rows
+
+
+def batch_bytes(config: Any, element: int, rows: int, tokens: int) -> int:
+    """Count the bytes that a batch of prompts holds at most while it is answered on a GPU.
+
+    Args:
+        config, element, tokens: see `fitting_rows`.
+    """
+    part = min(_part("cuda", rows), tokens)
+    heads, hidden = config.num_attention_heads, config.hidden_size
+    size = _most(config, "head_dim", "global_head_dim", "swa_head_dim") or hidden // heads
+    queries, value_size = heads * size, _most(config, "v_head_dim") or size
+    kv_heads = _most(
+        config, "num_key_value_heads", "num_global_key_value_heads", "swa_num_key_value_heads"
+    )
+    cached = (kv_heads or heads) * (size + value_size)
+    # One layer at a time is held once more: copied as it grows, or repeated for all query heads.
+    repeated = heads * (size + value_size)
+    if latent := _most(config, "kv_lora_rank"):
+        # A layer's latent cache is expanded to keys and values, and the keys put together.
+        cached = latent + config.qk_rope_head_dim
+        size = config.qk_nope_head_dim + config.qk_rope_head_dim
+        queries = heads * size
+        repeated = queries + heads * (config.qk_nope_head_dim + value_size)
+
+    layers = [x for x in DynamicCache(config=config).layers if isinstance(x, DynamicLayer)]
+    windows = [getattr(layer, "sliding_window", None) for layer in layers]
+    held = sum(min(w - 1 + part, tokens) if w else tokens + ROOM for w in windows)
+    row = element * (cached * held + repeated * (tokens + ROOM)) + STATE_BYTES * tokens
+
+    experts = _most(config, "num_experts_per_tok") or 1
+    wide = _most(config, "intermediate_size", "n_inner") or 4 * hidden
+    wide = max(wide, experts * (_most(config, "moe_intermediate_size") or wide))
+    # Residual, normed and new states beside the widest of: a norm's two float32 copies; queries
+    # and keys while they are rotated; gate, activated gate, up and their product.
+    widest = max(8 * hidden, element * max(4 * queries + 2 * cached, 4 * wide))
+    masks = tokens * (len(set(windows)) + 2 * element)  # in bool, converted, and aligned
+    reading = rows * part * (element * (2 + experts) * hidden + widest + masks)
+    return rows * row + max(reading, rows * DRAW_BYTES * config.vocab_size)
+
+
+def _most(config: Any, *names: str) -> int:
+    """The largest number under these names, of any layer; 0 if none is there."""
+    found = [getattr(config, name, None) or 0 for name in names]
+    return max(max(x) if isinstance(x, list | tuple) else x for x in found)
+
+
+def _ended(request: Request, ids: list[int], start: int) -> Response | None:
+    """Make the response if these tokens complete it, else None; none before `start` ends it."""
+    for position, token in enumerate(ids[start : request.max_new_tokens], start):
         if token in request.stop_ids:
             return Response(request.row, ids[:position], "stop")
     if len(ids) >= request.max_new_tokens:

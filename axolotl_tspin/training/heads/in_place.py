@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
-from axolotl_tspin.training.heads import eager
+from axolotl_tspin.training.heads.eager import KERNELS as EAGER
 from axolotl_tspin.training.heads.kernels import Kernels
 
 
@@ -40,7 +40,7 @@ def in_place_logps(logits: Tensor, targets: Tensor) -> Tensor:
     """`token_logps` with less memory, for logits that nothing else uses."""
     kernels = fused_kernels(logits)
     if kernels is None:
-        kernels = eager.KERNELS
+        kernels = EAGER
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return _InPlaceLogps.apply(logits, targets, kernels)
 
@@ -67,10 +67,10 @@ def fused_kernels(logits: Tensor) -> Kernels | None:
 @functools.cache
 def _fused() -> Kernels | None:
     try:
-        from axolotl_tspin.training.heads import fused
+        from axolotl_tspin.training.heads.fused import KERNELS
     except ImportError:
         return None
-    return fused.KERNELS
+    return KERNELS
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
