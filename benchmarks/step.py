@@ -2,11 +2,11 @@
 
     python benchmarks/step.py MODEL --data GSM8K/train.jsonl > table.md
 
-MODEL is a model folder, or `llama-1b` / `llama-7b` for a Llama of that shape with random weights.
+MODEL is a model folder, or a name in `RANDOM_LLAMAS` for a Llama of that shape with random weights.
 A step is the Trainer's own `training_step`: forward and backward over one micro-batch (the
 optimizer's step is the same for all). Methods take turns, so that a change of the machine's speed
-affects all. Times are medians of `--repeats` rounds after a first one. In the first round memory is
-measured: the peak during the step above the memory held before it.
+affects all. Times are medians of `--repeats` rounds after two. In the second memory is measured: the
+peak during the step above the memory held before it.
 """
 
 import argparse
@@ -19,24 +19,36 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, TrainingArguments
-from trl import DPOConfig, DPOTrainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from axolotl_tspin.training.arguments import TSpinTrainingArgs
-from axolotl_tspin.training.collator import TripletCollator
 from axolotl_tspin.training.layout_choice import Choice
-from axolotl_tspin.training.trainer import TripletTrainer
 from axolotl_tspin.triplets import TripletTokens
 
 SHAPES = [(100, 150), (200, 400), (512, 128), (1024, 128), (1024, 1024)]
 RANDOM_LLAMAS = {
+    "llama-135m": LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        tie_word_embeddings=True,
+    ),
+    "llama-0.5b": LlamaConfig(
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        tie_word_embeddings=True,
+    ),
     "llama-1b": LlamaConfig(
         hidden_size=2048,
         intermediate_size=8192,
@@ -49,11 +61,6 @@ RANDOM_LLAMAS = {
     "llama-7b": LlamaConfig(vocab_size=32000),
 }
 Step = Callable[[], None]
-
-
-@dataclass
-class Arguments(TSpinTrainingArgs, TrainingArguments):
-    pass
 
 
 def load(model: str, device: str) -> Any:
@@ -108,6 +115,10 @@ def triplet_step(
     model: Any, triplets: list[TripletTokens], choice: Choice, most: int | None, folder: str
 ) -> Step:
     """Make our trainer's step in one layout."""
+    from axolotl_tspin.training.arguments import TSpinTrainingArguments
+    from axolotl_tspin.training.collator import TripletCollator
+    from axolotl_tspin.training.trainer import TripletTrainer
+
     rows = [
         {
             "input_ids": [*t.prompt, *t.annotated],
@@ -120,7 +131,7 @@ def triplet_step(
     trainer = TripletTrainer(
         model=model,
         args=arguments(
-            Arguments,
+            TSpinTrainingArguments,
             folder,
             model.device.type,
             gradient_checkpointing=False,
@@ -138,6 +149,8 @@ def triplet_step(
         model.set_attn_implementation(attention)
         model.zero_grad(set_to_none=True)
         trainer.training_step(model, trainer.data_collator(rows), count)
+        if trainer.layout.choice[:2] != choice[:2]:
+            raise RuntimeError(f"the check took another way: {trainer.layout.choice}")
 
     return step
 
@@ -146,6 +159,9 @@ def dpo_step(
     model: Any, triplets: list[TripletTokens], reference: Any, tokenizer: Any, folder: str
 ) -> Step:
     """Make TRL's DPO step on (x, y, y′); `reference` None: log-probabilities are precomputed."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
     texts = Dataset.from_list([{"prompt": "a", "chosen": " b", "rejected": " c"}])
     trainer = DPOTrainer(
         model=model,
@@ -287,6 +303,8 @@ def main() -> None:
             }
             steps["TRL DPO"] = dpo_step(model, triplets, reference, tokenizer, folder)
             steps["TRL DPO, precomputed"] = dpo_step(model, triplets, None, tokenizer, folder)
+            for step in steps.values():
+                step()  # the first one runs the trainer's check as well
             memory = {name: peak_memory(step, args.device) for name, step in steps.items()}
             times: dict[str, list[float]] = {name: [] for name in steps}
             for _ in range(args.repeats):

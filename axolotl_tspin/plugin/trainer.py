@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
 
-from axolotl_tspin.training.trainer import LOG, TripletTrainer
+from axolotl_tspin.training import layout_check, trainer
+from axolotl_tspin.training.trainer import TripletTrainer
 
-get_logger(LOG.name)  # lets TripletTrainer's messages pass Axolotl's log level
+for log in (trainer.LOG, layout_check.LOG):
+    get_logger(log.name)  # lets their messages pass Axolotl's log level
 
 
 class TSpinTrainer(AxolotlTrainer, TripletTrainer):
