@@ -5,12 +5,13 @@
 MODEL is a model folder, or a name in `RANDOM_LLAMAS` for a Llama of that shape with random weights.
 A step is the Trainer's own `training_step`: forward and backward over one micro-batch (the
 optimizer's step is the same for all). Methods take turns, so that a change of the machine's speed
-affects all. Times are medians of `--repeats` rounds after two. In the second memory is measured: the
-peak during the step above the memory held before it.
+affects all. Times are medians of `--repeats` rounds after a first one. In the first round memory is
+measured: the peak during the step above the memory held before it.
 """
 
 import argparse
 import ctypes
+import functools
 import gc
 import json
 import random
@@ -27,7 +28,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from axolotl_tspin.training.layout_choice import Choice
-from axolotl_tspin.triplets import TripletTokens
+from axolotl_tspin.triplets import TripletTokens, as_row
 
 SHAPES = [(100, 150), (200, 400), (512, 128), (1024, 128), (1024, 1024)]
 RANDOM_LLAMAS = {
@@ -119,15 +120,7 @@ def triplet_step(
     from axolotl_tspin.training.collator import TripletCollator
     from axolotl_tspin.training.trainer import TripletTrainer
 
-    rows = [
-        {
-            "input_ids": [*t.prompt, *t.annotated],
-            "labels": [-100] * len(t.prompt) + list(t.annotated),
-            "synthetic_ids": t.synthetic,
-            "proto_synthetic_ids": t.proto_synthetic,
-        }
-        for t in triplets
-    ]
+    rows = [as_row(triplet) for triplet in triplets]
     trainer = TripletTrainer(
         model=model,
         args=arguments(
@@ -144,7 +137,7 @@ def triplet_step(
     trainer.layout.choice = choice  # no setting selects the padded layout with all logits
     count = torch.tensor(len(triplets), device=model.device)
 
-    def step() -> None:
+    def step_on(rows: list[dict[str, Any]]) -> None:
         attention = "t_spin" if choice.layout == "shared_prefix" else "sdpa"
         model.set_attn_implementation(attention)
         model.zero_grad(set_to_none=True)
@@ -152,7 +145,9 @@ def triplet_step(
         if trainer.layout.choice[:2] != choice[:2]:
             raise RuntimeError(f"the check took another way: {trainer.layout.choice}")
 
-    return step
+    # The first step runs the trainer's check, with all logits of padded rows.
+    step_on([as_row(TripletTokens(*(ids[:16] for ids in triplets[0])))])
+    return lambda: step_on(rows)
 
 
 def dpo_step(
@@ -263,6 +258,7 @@ def main() -> None:
     parser.add_argument("--triplets", type=int, default=2, help="in a micro-batch")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shapes", nargs="*", help="such as 100/150; default all")
+    parser.add_argument("--methods", nargs="*", help='such as "packed (auto)"; default all')
     parser.add_argument("--gradient-checkpointing", action="store_true")
     args = parser.parse_args()
     random.seed(0)
@@ -297,14 +293,16 @@ def main() -> None:
             }
             if len(triplets) == 1:
                 del ours["shared_prefix"]  # the same as packed
-            steps = {
-                name: triplet_step(model, rows, choice, most, folder)
+            makers: dict[str, Callable[[], Step]] = {
+                name: functools.partial(triplet_step, model, rows, choice, most, folder)
                 for name, (rows, choice, most) in ours.items()
             }
-            steps["TRL DPO"] = dpo_step(model, triplets, reference, tokenizer, folder)
-            steps["TRL DPO, precomputed"] = dpo_step(model, triplets, None, tokenizer, folder)
-            for step in steps.values():
-                step()  # the first one runs the trainer's check as well
+            for name, ref_model in (("TRL DPO", reference), ("TRL DPO, precomputed", None)):
+                makers[name] = functools.partial(
+                    dpo_step, model, triplets, ref_model, tokenizer, folder
+                )
+            wanted = args.methods or makers
+            steps = {name: make() for name, make in makers.items() if name in wanted}
             memory = {name: peak_memory(step, args.device) for name, step in steps.items()}
             times: dict[str, list[float]] = {name: [] for name in steps}
             for _ in range(args.repeats):

@@ -109,9 +109,18 @@ class ParallelSetting(NamedTuple):
 
 
 class MicroBatch(NamedTuple):
-    """The largest micro-batch: tokens with padding, response tokens, and the head (`heads`)."""
+    """The largest micro-batch.
+
+    Attributes:
+        tokens: number of tokens, padding included.
+        keys: number of keys of all segments: a shared prompt's count once for itself and once for
+            each response, as attention copies them.
+        predicting: number of response tokens.
+        head: the way to apply the head (`heads.HEADS`).
+    """
 
     tokens: int
+    keys: int
     predicting: int
     head: str
 
@@ -249,11 +258,11 @@ def largest_micro_batch(
         longest: token counts of prompt, annotated response, sampled response.
     """
     prompt, annotated, response = longest
-    tokens = prompt + annotated + 2 * response
-    if choice.layout == "padded":
-        tokens = 3 * (prompt + max(annotated, response))
     predicting = annotated + 2 * response
-    return MicroBatch(micro_batch_size * tokens, micro_batch_size * predicting, choice.head)
+    tokens, keys = prompt + predicting, 4 * prompt + predicting
+    if choice.layout == "padded":
+        tokens = keys = 3 * (prompt + max(annotated, response))
+    return MicroBatch(*(micro_batch_size * n for n in (tokens, keys, predicting)), choice.head)
 
 
 def estimate_memory(
@@ -269,7 +278,7 @@ def estimate_memory(
     weights = weight_bytes(shape, setting) * share("weights")
     gradients = shape.trained * setting.trained_element * share("gradients")
     optimizer = shape.trained * (setting.master + setting.state) * share("optimizer")
-    activations = activation_bytes(shape, setting, batch.tokens)
+    activations = activation_bytes(shape, setting, batch)
     logits = logit_bytes(shape, setting, batch)
     # Gradients replace activations, beginning with the head's. With accumulation, the gradients of
     # earlier micro-batches are already there.
@@ -302,21 +311,28 @@ def layer_bytes(shape: ModelShape, element: int) -> int:
     """Count the bytes that one layer saves per token for its backward pass.
 
     Two norms: their input (in float32 when `element` is 2), the normed and the scaled one.
-    Attention: queries, keys, values, and its output twice (as computed, and as the projection
-    reads it). The gated MLP: gate, up, activated gate and their product.
+    Attention: queries, and its output twice (as computed, and as the projection reads it); keys and
+    values are `key_bytes`. The gated MLP: gate, up, activated gate and their product.
     """
     norms = 2 * (4 + 2 * element) * shape.hidden
-    attention = element * (3 * shape.query_width + 2 * shape.kv_width)
+    attention = element * 3 * shape.query_width
     return norms + attention + element * 4 * shape.intermediate
 
 
-def activation_bytes(shape: ModelShape, setting: ParallelSetting, tokens: int) -> int:
+def key_bytes(shape: ModelShape, element: int) -> int:
+    """Count the bytes that one layer saves per key: the key and its value."""
+    return element * 2 * shape.kv_width
+
+
+def activation_bytes(shape: ModelShape, setting: ParallelSetting, batch: MicroBatch) -> int:
     """Count the activations' bytes of one micro-batch. With checkpointing these are each layer's
     input, and the layer that is being recomputed."""
+    element = setting.element
+    layer = batch.tokens * layer_bytes(shape, element) + batch.keys * key_bytes(shape, element)
     if not setting.checkpointing:
-        return tokens * shape.layers * layer_bytes(shape, setting.element)
-    kept = 0 if setting.activations_offloaded else shape.layers * shape.hidden * setting.element
-    return tokens * (kept + layer_bytes(shape, setting.element))
+        return shape.layers * layer
+    kept = 0 if setting.activations_offloaded else shape.layers * shape.hidden * element
+    return batch.tokens * kept + layer
 
 
 def logit_bytes(shape: ModelShape, setting: ParallelSetting, batch: MicroBatch) -> int:

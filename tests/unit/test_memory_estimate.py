@@ -19,9 +19,10 @@ from axolotl_tspin.planning.memory import (
     parallel_setting,
     state_bytes,
 )
+from axolotl_tspin.training.attention import STRUCTURED, use_attention
 from axolotl_tspin.training.heads import MOST_LOGITS
 from axolotl_tspin.training.layout_choice import Choice
-from axolotl_tspin.training.layouts import pad_triplets
+from axolotl_tspin.training.layouts import pack_triplets, pad_triplets
 from axolotl_tspin.training.logps import triplet_logps
 from axolotl_tspin.triplets import TripletTokens
 
@@ -35,7 +36,7 @@ CONFIG = LlamaConfig(
     tie_word_embeddings=False,
 )
 SHAPE = ModelShape(10_000, 10_000, 8_000, 8_000, 1_000, 8, 16, 32, 60, 16, 8)
-BATCH = MicroBatch(100, 60, "chunked")
+BATCH = MicroBatch(100, 100, 60, "chunked")
 
 
 def test_the_shape_is_the_models():
@@ -73,9 +74,18 @@ def test_zero_is_as_its_paper_says(stage, gigabytes):
     assert held / 1e9 == pytest.approx(gigabytes, abs=0.05)
 
 
-def test_activations_are_what_autograd_keeps():
+@pytest.mark.parametrize(
+    ("layout", "sizes", "tolerance"),
+    [
+        ("padded", (3 * 3 * 64, 3 * 3 * 64, 3 * 3 * 24), 0.05),
+        # A CPU's attention keeps the responses' keys where they lie and each part's output as well.
+        ("shared_prefix", (3 * 112, 3 * (40 + 3 * 64), 3 * 3 * 24), 0.08),
+    ],
+)
+def test_activations_are_what_autograd_keeps(layout, sizes, tolerance):
     model = LlamaForCausalLM(CONFIG).train()
-    model.set_attn_implementation("sdpa")
+    use_attention(model, STRUCTURED if layout == "shared_prefix" else "sdpa")
+    lay_out = pack_triplets if layout == "shared_prefix" else pad_triplets
     triplets = [TripletTokens([3] * 40, [4] * 24, [5] * 24, [6] * 24) for _ in range(3)]
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -87,14 +97,14 @@ def test_activations_are_what_autograd_keeps():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        logps, _ = triplet_logps(model, pad_triplets(triplets, pad_token_id=0))
+        logps, _ = triplet_logps(model, lay_out(triplets, pad_token_id=0))
     found = sum(storage.nbytes() for storage in kept.values()) + kept_by_the_head(logps)
     shape = model_shape(model)
-    batch = largest_micro_batch((40, 24, 24), Choice("padded", "chunked", ""), 3)
-    assert batch == (3 * 3 * 64, 3 * 3 * 24, "chunked")
+    batch = largest_micro_batch((40, 24, 24), Choice(layout, "chunked", ""), 3)
+    assert batch == (*sizes, "chunked")
     setting = parallel_setting({}, shape, 1)
-    guess = activation_bytes(shape, setting, batch.tokens) + logit_bytes(shape, setting, batch)
-    assert guess == pytest.approx(found, rel=0.05)
+    guess = activation_bytes(shape, setting, batch) + logit_bytes(shape, setting, batch)
+    assert guess == pytest.approx(found, rel=tolerance)
 
 
 def kept_by_the_head(logps):
@@ -125,7 +135,7 @@ def kept_by_the_head(logps):
 def test_the_heads_bytes(cfg, predicting, head, logits, gradient, monkeypatch):
     monkeypatch.setitem(MOST_LOGITS, "cuda", 100 * SHAPE.vocabulary)
     setting = parallel_setting(cfg, SHAPE, 4)
-    batch = MicroBatch(200, predicting, head)
+    batch = MicroBatch(200, 200, predicting, head)
     if logits is None:
         expected = 60 * (200 * 4 + 150 * 12)
     else:
@@ -138,7 +148,8 @@ def test_the_heads_bytes(cfg, predicting, head, logits, gradient, monkeypatch):
 
 def test_a_packed_micro_batch_has_each_prompt_once():
     packed = largest_micro_batch((40, 24, 30), Choice("shared_prefix", "chunked", ""), 2)
-    assert packed == (2 * (40 + 24 + 2 * 30), 2 * (24 + 2 * 30), "chunked")
+    tokens, keys = 2 * (40 + 24 + 2 * 30), 2 * (4 * 40 + 24 + 2 * 30)
+    assert packed == (tokens, keys, 2 * (24 + 2 * 30), "chunked")
 
 
 @pytest.mark.parametrize(
