@@ -9,6 +9,7 @@ from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.diagnostics.figures import keep_figures
 from axolotl_tspin.resolve.loading import load_policy
+from axolotl_tspin.resolve.precision import new_adapter
 from axolotl_tspin.resolve.steps import prepare_generation
 from axolotl_tspin.resolve.yaml_file import read_yaml
 from axolotl_tspin.run.directory import Policy
@@ -71,5 +72,5 @@ def policy_logps(
     """
     cfg.base_model = policy.base_model
     cfg.lora_model_dir = policy.adapter_dir
-    cfg.adapter = adapter if policy.adapter_dir else None
+    cfg.adapter = adapter if policy.adapter_dir else new_adapter(adapter)
     return load_policy(cfg).score(triplets)

@@ -141,17 +141,21 @@ class TSpinPlugin(BasePlugin):
                 "log_history": self._recorder.log_history,
             }
         )
-        LOG.info("T-SPIN: iteration %s is trained", resolved.iteration)
+        # Axolotl 0.19 has ended the process group, which its logger would ask for the rank.
+        here = {"main_process_only": False}
+        LOG.info("T-SPIN: iteration %s is trained", resolved.iteration, **here)
         keep_figures(directory, resolved.iteration, config)
         write_model_card(directory, resolved.iteration, config)
         for finding in findings_of_run(directory, config):
             if finding.iteration == resolved.iteration:
-                LOG.warning("T-SPIN: %s", finding)
+                LOG.warning("T-SPIN: %s", finding, **here)
         if config.keep_models != "all":
             keep = 1 if config.keep_models == "last" else config.keep_models
             dropped = directory.drop_models_before(resolved.iteration + 1 - keep)
             if dropped:
-                LOG.info("T-SPIN: keep_models: deleted the models of iterations %s", dropped)
+                LOG.info(
+                    "T-SPIN: keep_models: deleted the models of iterations %s", dropped, **here
+                )
 
 
 def _made_ready(cfg: dict, agreed: str) -> str:

@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from axolotl_tspin.training.scoring import score_triplets
 from axolotl_tspin.triplets import TripletTokens
 
+LORA_KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+
 Score = Callable[[Sequence[TripletTokens]], torch.Tensor]
 """Computes (B, 3) log-probabilities of B triplets, in nats."""
 
@@ -39,11 +41,30 @@ class LoadedPolicy(NamedTuple):
 
 
 def load_policy(cfg: Any) -> LoadedPolicy:
-    """Load the model and the tokenizer of a validated configuration of the generation step."""
+    """Load the model and the tokenizer of a validated configuration of the generation step.
+
+    Its weights have the types that they have in training.
+    """
     if not torch.accelerator.is_available():
         cfg.device_map = {"": "cpu"}  # Axolotl places rank n on GPU n even where there is none
+    is_new = bool(cfg.adapter) and not cfg.lora_model_dir
+    if is_new:
+        for kernel in LORA_KERNELS:
+            cfg[kernel] = False  # they would stay in the model without the adapter
     model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
+    if is_new:
+        model = model.unload()  # the adapter is still to be trained
+    if is_wholly_narrow(cfg):
+        # As DeepSpeed does it, also for quantised models, whose own `half` refuses.
+        module = torch.nn.Module
+        (module.bfloat16 if cfg.torch_dtype == torch.bfloat16 else module.half)(model)
     return LoadedPolicy(tokenizer, model, training_precision(cfg), cfg.micro_batch_size)
+
+
+def is_wholly_narrow(cfg: Any) -> bool:
+    """True if training computes in 16 bits throughout, under DeepSpeed or FSDP; see
+    `precision.sample_in_training_precision`."""
+    return cfg.deepspeed is not None and cfg.torch_dtype in (torch.bfloat16, torch.float16)
 
 
 def training_precision(cfg: Any) -> torch.dtype | None:
@@ -53,7 +74,7 @@ def training_precision(cfg: Any) -> torch.dtype | None:
     pass without this autocast fails. The rule is the one in Axolotl's
     `TrainerBuilderBase._configure_precision_settings`.
     """
-    if cfg.bf16 == "full":
+    if cfg.bf16 == "full" or is_wholly_narrow(cfg):
         return None
     if cfg.bf16 or cfg.bfloat16:
         return torch.bfloat16

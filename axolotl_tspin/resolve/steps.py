@@ -22,6 +22,7 @@ from axolotl_tspin.resolve.data_sets import (
     triplets_entry,
 )
 from axolotl_tspin.resolve.policies import accepted_triplets, check_start_policy, start_from
+from axolotl_tspin.resolve.precision import name_the_precision_of_cpus, sample_in_training_precision
 from axolotl_tspin.resolve.refusals import (
     loses_small_steps,
     refuse_contradictions,
@@ -167,11 +168,9 @@ def prepare_generation(cfg: RawConfig) -> GenerationPlan:
     policy = run.policy_after(due.iteration - 1, initial, adapter=bool(cfg.get("adapter")))
     _resolve(cfg, config, "generate", run, initial, due.iteration)
     start_from(cfg, policy, initial)
-    if not cfg.get("lora_model_dir"):
-        cfg["adapter"] = None  # an adapter that is still to be trained is not part of the policy
+    partitioning = [cfg.pop(key, None) for key in PARTITIONING_KEYS]
+    sample_in_training_precision(cfg, partitioned=any(partitioning))
     cfg["inference"] = True
-    for key in PARTITIONING_KEYS:
-        cfg.pop(key, None)
     cfg["dataset_prepared_path"] = str(run.path / "prepared")
     with_test = bool(cfg.get("test_datasets")) and not (
         run.exists() or have_responses(cfg, "test_datasets", config)
@@ -300,6 +299,7 @@ def _begin(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory, Policy, dict[str,
     refuse_contradictions(cfg)
     refuse_shared_evaluation(cfg, config)
     refuse_unmeasurable_gradients(cfg, config)
+    name_the_precision_of_cpus(cfg)
     for key in ("base_model", "output_dir", "datasets", "sequence_len"):
         if not cfg.get(key):
             raise TSpinError(f"`{key}` is missing from the YAML; `rl: t_spin` needs it")

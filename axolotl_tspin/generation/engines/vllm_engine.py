@@ -180,15 +180,15 @@ def load_vllm(policy: Policy, config: GenerationConfig, cfg: Any) -> VllmEngine:
     if cfg.revision_of_model and policy.base_model == cfg.base_model:
         llm["revision"] = cfg.revision_of_model
     llm.setdefault("max_model_len", cfg.sequence_len)
+    if cfg.load_in_8bit:
+        raise TSpinError(
+            "`load_in_8bit` with `backend: vllm`: vLLM would not load the base model's 8-bit "
+            "weights as training does; use `backend: transformers`"
+        )
+    if cfg.load_in_4bit:
+        llm["quantization"] = "bitsandbytes"
     if policy.adapter_dir:
         llm |= {"enable_lora": True, "max_lora_rank": max_lora_rank(Path(policy.adapter_dir))}
-        if cfg.load_in_8bit:
-            raise TSpinError(
-                "`load_in_8bit` with `backend: vllm`: vLLM would not load the base model's 8-bit "
-                "weights as training does; use `backend: transformers`"
-            )
-        if cfg.load_in_4bit:
-            llm["quantization"] = "bitsandbytes"
     settings = {"llm": llm, "sampling": sampling_params(config), "adapter": policy.adapter_dir}
     workers = block.get("data_parallel_size") or 1
     LOG.info("T-SPIN: starting %s vLLM worker(s)", workers)
