@@ -18,10 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from axolotl_tspin.planning.memory import (
     estimate_memory,
-    largest_micro_batch,
     model_shape,
     parallel_setting,
 )
+from axolotl_tspin.planning.micro_batch import largest_micro_batch
 from axolotl_tspin.training.attention import STRUCTURED, use_attention
 from axolotl_tspin.training.heads import MOST_LOGITS
 from axolotl_tspin.training.layout_choice import Choice

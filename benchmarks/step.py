@@ -320,9 +320,13 @@ def report(shape, model, triplets, times, memory, rate) -> None:
             # The shared response is one of two.
             rows = [t._replace(proto_synthetic=[]) for t in triplets]
         tokens = sum(len(t.prompt) + sum(map(len, t[1:])) for t in rows)
-        floor = "" if "DPO" in name else f"{floor_flops(model, rows) / rate / median:.0%}"
+        # A pair has fewer tokens than a triplet.
+        floor = speed = ""
+        if "DPO" not in name:
+            floor = f"{floor_flops(model, rows) / rate / median:.0%}"
+            speed = f"{tokens / median:.0f}"
         print(
-            f"| {shape} | {name} | {len(triplets) / median:.3f} | {tokens / median:.0f} | "
+            f"| {shape} | {name} | {len(triplets) / median:.3f} | {speed} | "
             f"{medians['padded, all logits'] / median:.2f} | {memory[name]:.0f} | {floor} |",
             flush=True,
         )

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.planning.micro_batch import MicroBatch
 from axolotl_tspin.training.heads import MOST_LOGITS
-from axolotl_tspin.training.layout_choice import Choice
 
 STATES = {
     "adamw": 2.0,
@@ -106,23 +106,6 @@ class ParallelSetting(NamedTuple):
     checkpointing: bool
     activations_offloaded: bool
     accumulation: int
-
-
-class MicroBatch(NamedTuple):
-    """The largest micro-batch.
-
-    Attributes:
-        tokens: number of tokens, padding included.
-        keys: number of keys of all segments: a shared prompt's count once for itself and once for
-            each response, as attention copies them.
-        predicting: number of response tokens.
-        head: the way to apply the head (`heads.HEADS`).
-    """
-
-    tokens: int
-    keys: int
-    predicting: int
-    head: str
 
 
 class MemoryEstimate(NamedTuple):
@@ -247,22 +230,6 @@ def state_bytes(optimizer: str, element: int) -> float:
     states = next((STATES[part] for part in parts if part in STATES), STATES["adamw"])
     quantised = next((QUANTISED_STATE[part] for part in parts if part in QUANTISED_STATE), element)
     return states * quantised
-
-
-def largest_micro_batch(
-    longest: tuple[int, int, int], choice: Choice, micro_batch_size: int
-) -> MicroBatch:
-    """Size a micro-batch of triplets that are all as long as the longest, without equal responses.
-
-    Args:
-        longest: token counts of prompt, annotated response, sampled response.
-    """
-    prompt, annotated, response = longest
-    predicting = annotated + 2 * response
-    tokens, keys = prompt + predicting, 4 * prompt + predicting
-    if choice.layout == "padded":
-        tokens = keys = 3 * (prompt + max(annotated, response))
-    return MicroBatch(*(micro_batch_size * n for n in (tokens, keys, predicting)), choice.head)
 
 
 def estimate_memory(

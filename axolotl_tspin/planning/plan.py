@@ -20,14 +20,13 @@ from axolotl_tspin.diagnostics.status import run_status
 from axolotl_tspin.generation.blocks import rows_done
 from axolotl_tspin.planning.memory import (
     MemoryEstimate,
-    MicroBatch,
     ModelShape,
     ParallelSetting,
     estimate_memory,
-    largest_micro_batch,
     model_shape,
     parallel_setting,
 )
+from axolotl_tspin.planning.micro_batch import MicroBatch, largest_micro_batch
 from axolotl_tspin.resolve.data_sets import load_data
 from axolotl_tspin.resolve.steps import PARTITIONING_KEYS, prepare_generation
 from axolotl_tspin.resolve.yaml_file import read_yaml

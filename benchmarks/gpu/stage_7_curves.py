@@ -23,10 +23,10 @@ from training_run import train
 
 from axolotl_tspin.planning.memory import (
     estimate_memory,
-    largest_micro_batch,
     model_shape,
     parallel_setting,
 )
+from axolotl_tspin.planning.micro_batch import largest_micro_batch
 from axolotl_tspin.training.layout_choice import Choice
 
 APART = 0.01

@@ -22,10 +22,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from axolotl_tspin.generation.blocks import block_path
 from axolotl_tspin.planning.memory import (
     estimate_memory,
-    largest_micro_batch,
     model_shape,
     parallel_setting,
 )
+from axolotl_tspin.planning.micro_batch import largest_micro_batch
 from axolotl_tspin.plugin.plugin import _settings
 from axolotl_tspin.resolve.refusals import loses_small_steps
 from axolotl_tspin.run.directory import Policy, RunDirectory

@@ -165,8 +165,16 @@ def test_the_call_fits_torchs_own_function(window):
 def test_on_the_cpu_and_for_what_no_kernel_knows_it_is_done_part_by_part():
     query = torch.zeros(1, 4, 3, 8, dtype=torch.bfloat16)
     assert backend_of(query, query, Layer()) == "per part"
+    wide = torch.zeros(1, 4, 3, 264, dtype=torch.bfloat16)
+    sinks = torch.zeros(4)
     for obstacle in (obstacle_to_varlen, obstacle_to_flash):
         assert "Ampere" in obstacle(query, query, Layer())
+        assert "float32" in obstacle(query.float(), query, Layer())
+        assert "larger than 256" in obstacle(query, wide, Layer())
+        assert "sinks" in obstacle(query, query, Layer(sinks=sinks))
+    assert "soft caps" in obstacle_to_varlen(query, query, Layer(softcap=1.0))
+    assert "dropout" in obstacle_to_varlen(query, query, Layer(dropout=0.1))
+    assert "Ampere" in obstacle_to_flash(query, query, Layer(dropout=0.1, softcap=1.0))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -8,17 +8,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.planning.memory import (
-    MicroBatch,
     ModelShape,
     activation_bytes,
     estimate_memory,
     head_gradient_bytes,
-    largest_micro_batch,
     logit_bytes,
     model_shape,
     parallel_setting,
     state_bytes,
 )
+from axolotl_tspin.planning.micro_batch import MicroBatch, largest_micro_batch
 from axolotl_tspin.training.attention import STRUCTURED, use_attention
 from axolotl_tspin.training.heads import MOST_LOGITS
 from axolotl_tspin.training.layout_choice import Choice

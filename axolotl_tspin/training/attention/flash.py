@@ -5,11 +5,10 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from axolotl_tspin.training.attention.backend import Layer, StructuredMask
-from axolotl_tspin.training.attention.varlen import LARGEST_SIZE, attend_gathered, computed_type
+from axolotl_tspin.training.attention.varlen import attend_gathered, obstacle_to_flash_kernels
 
 KERNEL_REPOSITORY = "kernels-community/flash-attn2"
 """Where the `kernels` package gets flash-attn from if it is not installed; transformers' own name
@@ -35,17 +34,13 @@ def flash_attn_varlen_func() -> Callable[..., Tensor] | None:
 
 def obstacle_to_flash(query: Tensor, value: Tensor, layer: Layer) -> str | None:
     """Explain why a layer cannot use this kernel; None if it can."""
-    if not query.is_cuda or torch.cuda.get_device_capability(query.device) < (8, 0):
-        return "it needs an Ampere GPU or a later one"
-    if computed_type(query) not in (torch.float16, torch.bfloat16):
-        return f"it knows no {computed_type(query)}"
-    if max(query.shape[-1], value.shape[-1]) > LARGEST_SIZE:
-        return f"it knows no heads larger than {LARGEST_SIZE}"
     if layer.sinks is not None:
         return "it knows no sinks"
-    if flash_attn_varlen_func() is None:
+    obstacle = obstacle_to_flash_kernels(query, value)
+    # Looked for last: it may be fetched.
+    if obstacle is None and flash_attn_varlen_func() is None:
         return "flash-attn is not installed"
-    return None
+    return obstacle
 
 
 def attend_flash(

@@ -31,16 +31,21 @@ def obstacle_to_varlen(query: Tensor, value: Tensor, layer: Layer) -> str | None
     `varlen_attn`."""
     if varlen_attn is None:
         return f"torch {torch.__version__} has no variable-length attention"
-    if not query.is_cuda or torch.cuda.get_device_capability(query.device) < (8, 0):
-        return "it needs an Ampere GPU or a later one"
-    if computed_type(query) not in (torch.float16, torch.bfloat16):
-        return f"it knows no {computed_type(query)}"
-    if max(query.shape[-1], value.shape[-1]) > LARGEST_SIZE:
-        return f"it knows no heads larger than {LARGEST_SIZE}"
     if layer.dropout:
         return "it knows no dropout"
     if layer.softcap is not None or layer.sinks is not None:
         return "it knows no soft caps or sinks"
+    return obstacle_to_flash_kernels(query, value)
+
+
+def obstacle_to_flash_kernels(query: Tensor, value: Tensor) -> str | None:
+    """Explain why no kernel of flash attention takes these tensors; None if one does."""
+    if computed_type(query) not in (torch.float16, torch.bfloat16):
+        return f"it knows no {computed_type(query)}"
+    if max(query.shape[-1], value.shape[-1]) > LARGEST_SIZE:
+        return f"it knows no heads larger than {LARGEST_SIZE}"
+    if not query.is_cuda or torch.cuda.get_device_capability(query.device) < (8, 0):
+        return "it needs an Ampere GPU or a later one"
     return None
 
 
