@@ -14,6 +14,7 @@ import sys
 
 import torch
 from peft import LoraConfig, get_peft_model
+from step import RANDOM_LLAMAS, status_kib
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from axolotl_tspin.planning.memory import (
@@ -40,15 +41,7 @@ SIZES = {
         vocab_size=16384,
         tie_word_embeddings=True,
     ),
-    "135M": LlamaConfig(
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        vocab_size=49152,
-        tie_word_embeddings=True,
-    ),
+    "135M": RANDOM_LLAMAS["llama-135m"],
 }
 LONGEST = (128, 64, 64)
 """Tokens of prompt, annotated and sampled response."""
@@ -82,8 +75,7 @@ def settings_of(name: str) -> tuple[dict, Choice]:
 
 def resident(field: str) -> int:
     """Read `VmRSS`, or `VmHWM` for the peak, of this process in bytes."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith(field)) * 1024
+    return status_kib(field) * 1024
 
 
 def loss_of(model: torch.nn.Module, choice: Choice) -> torch.Tensor:

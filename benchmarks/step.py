@@ -188,20 +188,46 @@ def dpo_step(
     return step
 
 
+def clean() -> None:
+    """Return the memory of what nothing uses."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class Peak:
+    """Context that measures the peak memory in it, in MiB: `above` what was held before, and
+    `total`. On the CPU these are resident pages; `total` is then the same as `above`."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self.above = self.total = 0.0
+
+    def __enter__(self) -> "Peak":
+        clean()
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated() / 2**20
+        else:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+            self._before = status_kib("VmRSS") / 2**10
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._device == "cuda":
+            self.total = torch.cuda.max_memory_allocated() / 2**20
+            self.above = self.total - self._before
+        else:
+            self.above = self.total = status_kib("VmHWM") / 2**10 - self._before
+
+
 def peak_memory(step: Step, device: str) -> float:
     """Measure the step's peak memory in MiB above the memory held before it."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    with Peak(device) as peak:
         step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = status_kib("VmRSS")
-    step()
-    return (status_kib("VmHWM") - before) / 1024
+    return peak.above
 
 
 def status_kib(field: str) -> int:
@@ -211,7 +237,7 @@ def status_kib(field: str) -> int:
     raise KeyError(field)
 
 
-def seconds(step: Step, device: str) -> float:
+def seconds(step: Callable[[], Any], device: str) -> float:
     started = time.perf_counter()
     step()
     if device == "cuda":
@@ -219,16 +245,17 @@ def seconds(step: Step, device: str) -> float:
     return time.perf_counter() - started
 
 
+def product_rate(device: str, dtype: torch.dtype, size: int) -> float:
+    """Measure operations per second of a product of two square matrices; the median of 10."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    times = [seconds(lambda: a @ a, device) for _ in range(13)]
+    return 2 * size**3 / statistics.median(times[3:])
+
+
 def matmul_rate(model: Any) -> float:
     """Measure operations per second of a large matrix product in the policy's type."""
-    size = 8192 if model.device.type == "cuda" else 2048
-    a = torch.randn(size, size, device=model.device, dtype=model.dtype)
-
-    def product() -> None:
-        a @ a
-
-    product()
-    return 2 * size**3 / statistics.median(seconds(product, model.device.type) for _ in range(7))
+    device = model.device.type
+    return product_rate(device, model.dtype, 8192 if device == "cuda" else 2048)
 
 
 def floor_flops(model: Any, triplets: list[TripletTokens]) -> float:

@@ -1,15 +1,12 @@
 """What several stages need: random data and policies, guards, times and memory."""
 
-import ctypes
-import gc
 import logging
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from step import RANDOM_LLAMAS, load, random_ids, seconds, status_kib
+from step import RANDOM_LLAMAS, clean, load, random_ids, seconds
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
@@ -79,47 +76,12 @@ def guarded(case: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict
     return case | found
 
 
-def clean() -> None:
-    """Return the memory of what nothing uses."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def milliseconds(step: Callable[[], Any], device: str, repeats: int) -> float:
     """Median time of a step, after two that do not count."""
     for _ in range(2):
         seconds(step, device)
     times = sorted(seconds(step, device) for _ in range(repeats))
     return 1000 * times[len(times) // 2]
-
-
-class Peak:
-    """Context that measures the peak memory in it, in MiB: `above` what was held before, and
-    `total`. On the CPU these are resident pages; `total` is then the same as `above`."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self.above = self.total = 0.0
-
-    def __enter__(self) -> "Peak":
-        clean()
-        if self._device == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated() / 2**20
-        else:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-            self._before = status_kib("VmRSS") / 2**10
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._device == "cuda":
-            self.total = torch.cuda.max_memory_allocated() / 2**20
-            self.above = self.total - self._before
-        else:
-            self.above = self.total = status_kib("VmHWM") / 2**10 - self._before
 
 
 def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:

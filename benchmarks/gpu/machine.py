@@ -2,14 +2,13 @@
 
 import importlib.metadata
 import platform
-import statistics
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from step import product_rate
 
 SIZES = {"full": 8192, "dry": 512}
 """Rows and columns of the matrices."""
@@ -44,19 +43,6 @@ def run(device: str, sizes: int) -> Iterator[dict[str, Any]]:
         if device == "cuda" or dtype == torch.float32:
             rate = product_rate(device, dtype, sizes)
             yield {"facts": {f"matrix products in {dtype}, TFLOP/s": round(rate / 1e12, 3)}}
-
-
-def product_rate(device: str, dtype: torch.dtype, size: int) -> float:
-    """Operations per second of a product of two square matrices; the median of 10."""
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    times = []
-    for _ in range(13):
-        started = time.perf_counter()
-        a @ a
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / statistics.median(times[3:])
 
 
 def _output(*command: str) -> str:

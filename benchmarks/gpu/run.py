@@ -1,6 +1,6 @@
 """Check and measure everything that needs a GPU, stage by stage, on one CUDA device.
 
-    python benchmarks/gpu/run.py                     # all stages, about half an hour
+    python benchmarks/gpu/run.py                     # all stages, meant for half an hour
     python benchmarks/gpu/run.py --stages 1,3        # only these
     python benchmarks/gpu/run.py --dry               # tiny, on the CPU
     python benchmarks/gpu/run.py --table gpu.jsonl   # only the tables of earlier results

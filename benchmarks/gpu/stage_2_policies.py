@@ -9,8 +9,8 @@ import statistics
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from kit import Peak, guarded, random_policy, shortened, triplets_like_gsm8k
-from step import RANDOM_LLAMAS
+from kit import guarded, random_policy, shortened, triplets_like_gsm8k
+from step import RANDOM_LLAMAS, Peak
 from training_run import train
 
 MICRO_BATCH = 4

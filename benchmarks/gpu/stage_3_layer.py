@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from kit import Peak, guarded, milliseconds, shortened, triplets_like_gsm8k
-from step import triplets_of_shape
+from kit import guarded, milliseconds, shortened, triplets_like_gsm8k
+from step import Peak, triplets_of_shape
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

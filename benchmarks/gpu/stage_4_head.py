@@ -11,11 +11,13 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from kit import Peak, guarded, milliseconds, shortened, target, triplets_like_gsm8k
+from kit import guarded, milliseconds, shortened, target, triplets_like_gsm8k
+from step import Peak
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from axolotl_tspin.training.heads import HEADS
+from axolotl_tspin.training.heads.base import response_sums
 from axolotl_tspin.training.layouts import BatchIndices, indices_of, on_device, pack_triplets
 
 LIGER = "Liger's cross-entropy"
@@ -137,6 +139,4 @@ def liger(policy: HeadOnly, forward: Callable[[], Any], indices: BatchIndices) -
 
     logits = forward().logits.flatten(0, 1).index_select(0, indices.predicting)
     logps = -LigerCrossEntropyLoss(reduction="none")(logits, indices.targets).float()
-    return torch.zeros(len(indices.lengths), device=logps.device).index_add(
-        0, indices.owners, logps
-    )
+    return response_sums(logps, indices)

@@ -12,8 +12,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from kit import Peak, clean, guarded, random_policy, target, triplets_like_gsm8k, word_tokenizer
+from kit import guarded, random_policy, target, triplets_like_gsm8k, word_tokenizer
 from step import (
+    Peak,
+    clean,
     dpo_step,
     floor_flops,
     matmul_rate,

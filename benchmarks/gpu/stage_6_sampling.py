@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from kit import Peak, guarded, random_policy, target
-from step import random_ids, seconds
+from kit import guarded, random_policy, target
+from step import Peak, random_ids, seconds
 from transformers import GenerationConfig
 
 from axolotl_tspin.config import TSpinConfig

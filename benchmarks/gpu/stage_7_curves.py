@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 from kit import (
-    Peak,
     guarded,
     random_policy,
     shortened,
     target,
     triplets_like_gsm8k,
 )
-from step import triplets_of_shape
+from step import Peak, triplets_of_shape
 from training_run import train
 
 from axolotl_tspin.planning.memory import (

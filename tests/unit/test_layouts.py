@@ -91,7 +91,8 @@ def test_triplets_come_back_and_every_response_token_is_predicted_by_the_one_bef
     assert indices.lengths.tolist() == list(lengths)
     assert indices.responses.view(-1, 3).tolist() == [list(r) for r in batch["layout"].responses]
     owners = [number for number, length in enumerate(lengths) for _ in range(length)]
-    assert indices.owners.tolist() == owners
+    distinct = torch.arange(len(indices.lengths))
+    assert distinct.repeat_interleave(indices.lengths).tolist() == owners
     targets = indices.targets.split(lengths)
     before = batch["input_ids"].flatten()[indices.predicting].split(lengths)
     for t, owner in zip(triplets, batch["layout"].responses, strict=True):

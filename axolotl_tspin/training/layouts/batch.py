@@ -19,7 +19,6 @@ class BatchIndices(NamedTuple):
         predicting: (N,) the positions, counted through all rows, whose logits predict a response
             token.
         targets: (N,) those tokens, response after response.
-        owners: (N,) number of the distinct response that each of them belongs to.
         lengths: (D,) token counts of the distinct responses.
         responses: (3·B,) each triplet's responses among the distinct ones.
         cu_queries, cu_keys: (segments + 1,) `Segments.cumulative`; empty in the padded layout.
@@ -27,7 +26,6 @@ class BatchIndices(NamedTuple):
 
     predicting: Tensor
     targets: Tensor
-    owners: Tensor
     lengths: Tensor
     responses: Tensor
     cu_queries: Tensor
@@ -61,14 +59,13 @@ class BatchLayout:
 
     def joined(self, predicting: Sequence[int], targets: Sequence[int]) -> Tensor:
         """Join the batch's `BatchIndices` in one tensor, which goes to the device as one copy."""
-        owners = [i for i, length in enumerate(self.lengths) for _ in range(length)]
         cumulative = self.segments.cumulative() if self.segments else ()
-        parts = (predicting, targets, owners, self.lengths, *self.responses, *cumulative)
+        parts = (predicting, targets, self.lengths, *self.responses, *cumulative)
         return torch.tensor([*itertools.chain(*parts)], dtype=torch.int64)
 
     def indices(self, joined: Tensor) -> BatchIndices:
         """Take the views of what `joined` joined."""
         targets = sum(self.lengths)
         ends = 1 + len(self.segments.lengths) if self.segments else 0
-        sizes = (targets, targets, targets, len(self.lengths), 3 * len(self.responses), ends, ends)
+        sizes = (targets, targets, len(self.lengths), 3 * len(self.responses), ends, ends)
         return BatchIndices(*joined.split(sizes))
