@@ -72,7 +72,7 @@ def make_indices(lengths: list[int], positions: int, words: int = WORDS) -> Batc
     total = sum(lengths)
     predicting, targets = torch.randint(positions, (total,)), torch.randint(words, (total,))
     none = torch.empty(0, dtype=torch.int64)
-    return BatchIndices(predicting, targets, none, torch.tensor(lengths), none, none, none)
+    return BatchIndices(predicting, targets, torch.tensor(lengths), none, none, none)
 
 
 def make_policy(bias=False, dtype=torch.float64, positions=9, **config) -> Policy:
