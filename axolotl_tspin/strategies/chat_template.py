@@ -30,15 +30,15 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
     tools_column = ds_cfg.get("field_tools") or "tools"
     generated = generated_columns(settings(cfg))
 
-    def text(row: dict[str, Any], index: int) -> RowText:
+    def texts(row: dict[str, Any], index: int) -> list[RowText]:
         conversation = reader.conversation(index, messages_column, row[messages_column])
         responses = [(conversation.response, True)]
         responses += [read_response(reader, row, index, column) for column in generated]
         tools = reader.tools(index, tools_column, row.get(tools_column))
         where = f"{reader.source}: row {index}"
-        return encoder.text(conversation.prompt, responses, tools, where=where)
+        return [encoder.text(conversation.prompt, responses, tools, where=where)]
 
-    return text_dataset(text, encoder, cfg, reader.source, [messages_column, *generated])
+    return text_dataset(texts, encoder, cfg, reader.source, [messages_column, *generated])
 
 
 def chat_reader(ds_cfg: Any) -> RowReader:

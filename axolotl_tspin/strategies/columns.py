@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from axolotl_tspin.config import TSpinConfig
-from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.errors import BadRow, TSpinError
 from axolotl_tspin.strategies.encoding import Encoder, RowText, Triplet
 from axolotl_tspin.strategies.rows import RowReader
 from axolotl_tspin.strategies.tokenize import EncodeRows, TripletDataset
@@ -45,18 +45,36 @@ def read_response(
 
 
 def text_dataset(
-    text: Callable[[dict[str, Any], int], RowText],
+    texts: Callable[[dict[str, Any], int], list[RowText]],
     encoder: Encoder,
     cfg: Any,
     source: str,
     columns: list[str],
 ) -> TripletDataset:
-    """Make a `triplet_dataset` whose rows `text` reads, given a row and its number."""
+    """Make a `triplet_dataset` whose rows `texts` reads, given a row and its number. A row gives
+    one text, or several with `turns: each`."""
 
-    def encode(rows: list[dict[str, Any]], indices: list[int]) -> list[Triplet]:
-        return encoder.triplets(list(map(text, rows, indices)))
+    def encode(rows: list[dict[str, Any]], indices: list[int]) -> list[list[Triplet | BadRow]]:
+        read = [
+            _texts_or_error(texts, row, index) for row, index in zip(rows, indices, strict=True)
+        ]
+        good = [text for texts in read if not isinstance(texts, BadRow) for text in texts]
+        triplets = iter(encoder.triplets(good))
+        return [
+            [texts] if isinstance(texts, BadRow) else [next(triplets) for _ in texts]
+            for texts in read
+        ]
 
     return triplet_dataset(encode, cfg, source, columns)
+
+
+def _texts_or_error(
+    texts: Callable[[dict[str, Any], int], list[RowText]], row: dict[str, Any], index: int
+) -> list[RowText] | BadRow:
+    try:
+        return texts(row, index)
+    except BadRow as error:
+        return error
 
 
 def triplet_dataset(

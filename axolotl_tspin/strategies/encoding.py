@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.errors import BadRow, TSpinError
 
 PAPER_TEMPLATE = "### Instruction: {prompt}\n\n### Response: "
 """The prompt template of the paper's experiments (section B.1)."""
@@ -34,12 +34,16 @@ class RowText(NamedTuple):
             more (tool calls, reasoning).
         responses: each response as a continuation, the annotated one first, and whether it ended by
             itself.
+        where: names the row in errors.
+        source_row: the row's number in its data set; the turns of a conversation share it.
     """
 
     prompt: str
     messages: list[dict[str, Any]] | None
     annotated: str
     responses: list[tuple[str, bool]]
+    where: str = "the data set"
+    source_row: int = 0
 
 
 class Triplet(NamedTuple):
@@ -48,7 +52,9 @@ class Triplet(NamedTuple):
     Attributes:
         prompt_text, annotated_text: texts for people who read the run directory.
         messages: the prompt as the data set had it; None for plain text.
-        end_id: the end-of-turn token, at which sampling stops.
+        end_id: the end-of-turn token.
+        stop_ids: tokens, each of which ends a sampled response; `end_id` is the first.
+        source_row: the row's number in its data set; the turns of a conversation share it.
         reference_logps: the three responses' log-probabilities under the frozen policy, for methods
             with a reference.
     """
@@ -58,6 +64,8 @@ class Triplet(NamedTuple):
     prompt: list[int]
     annotated_text: str
     end_id: int
+    stop_ids: list[int]
+    source_row: int
     annotated: list[int]
     synthetic: list[int] | None = None
     proto_synthetic: list[int] | None = None
@@ -83,6 +91,8 @@ class ResponseTokenizer:
         return self._all_plain([text])[0]
 
     def _all_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
         return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
     def __call__(self, text: str) -> list[int]:
@@ -113,12 +123,14 @@ class Encoder:
         self._beginning = beginning
         self._continuation = ResponseTokenizer(tokenizer)
 
-    def triplets(self, rows: Sequence[RowText]) -> list[Triplet]:
-        """Encode rows as token ids, each prompt tokenised once."""
+    def triplets(self, rows: Sequence[RowText]) -> list[Triplet | BadRow]:
+        """Encode rows as token ids; a row that cannot be trained on gives its error."""
+        if not rows:
+            return []
         prompts = self._tokenizer([row.prompt for row in rows], add_special_tokens=False)
         texts = [text for row in rows for text, _ in row.responses]
         continuations = iter(self._continuation.batch(texts))
-        triplets = []
+        triplets: list[Triplet | BadRow] = []
         for row, prompt in zip(rows, prompts["input_ids"], strict=True):
             annotated, *generated = (
                 next(continuations) + (self.end_ids if ended else []) for _, ended in row.responses
@@ -131,6 +143,8 @@ class Encoder:
                     [*self._beginning, *prompt],
                     row.annotated,
                     self.end_ids[-1],
+                    [self.end_ids[-1]],
+                    row.source_row,
                     annotated,
                     synthetic,
                     proto_synthetic,

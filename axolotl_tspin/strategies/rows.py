@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from axolotl.utils.dict import remove_none_values
 
-from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.errors import BadRow
 
 DEFAULT_ROLES = {
     "system": ["system", "developer"],
@@ -54,8 +54,9 @@ class RowReader:
         self.role_of |= {n: role for role, names in (roles or {}).items() for n in names}
         self.drop_system_message = drop_system_message
 
-    def error(self, row: int, column: str, problem: str) -> TSpinError:
-        return TSpinError(f"{self.source}: row {row}, column '{column}': {problem}")
+    def error(self, row: int, column: str, problem: str, kind: str | None = None) -> BadRow:
+        """Make the error of a row; `kind` is the fault as `BadRow` counts it."""
+        return BadRow(f"{self.source}: row {row}, column '{column}': {problem}", kind or problem)
 
     def text(self, row: int, column: str, value: Any, *, may_be_blank: bool = False) -> str:
         """Read a column of text; anything else is an error, as is blank text by default."""

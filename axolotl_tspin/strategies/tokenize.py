@@ -9,7 +9,7 @@ from axolotl.prompt_tokenizers import DatasetWrappingStrategy
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
 
-from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.errors import BadRow, TSpinError
 from axolotl_tspin.strategies.encoding import Triplet
 from axolotl_tspin.strategies.lengths import ExcessLength, fit_row
 from axolotl_tspin.triplets import joined
@@ -17,8 +17,8 @@ from axolotl_tspin.triplets import joined
 LOG = get_logger(__name__)
 
 
-EncodeRows = Callable[[list[dict[str, Any]], list[int]], list[Triplet]]
-"""Encodes rows, given their numbers in the data set; raises TSpinError on a bad one."""
+EncodeRows = Callable[[list[dict[str, Any]], list[int]], list[list[Triplet | BadRow]]]
+"""Encodes rows, given their numbers in the data set. Each row gives its triplets or errors."""
 
 
 class TripletDataset(DatasetWrappingStrategy):
@@ -98,8 +98,12 @@ class TripletDataset(DatasetWrappingStrategy):
         self, columns: dict[str, list[Any]], indices: list[int]
     ) -> dict[str, list[Any]]:
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        triplets = self.encode(rows, indices)
-        fitted = [self._fitted(t, i) for t, i in zip(triplets, indices, strict=True)]
+        fitted = []
+        for of_row, index in zip(self.encode(rows, indices), indices, strict=True):
+            for triplet in of_row:
+                if isinstance(triplet, BadRow):
+                    raise triplet
+                fitted.append(self._fitted(triplet, index))
         return {name: [row[name] for row in fitted] for name in fitted[0]}
 
     def _fitted(self, triplet: Triplet, index: int) -> dict[str, Any]:
@@ -135,6 +139,8 @@ class TripletDataset(DatasetWrappingStrategy):
                 "annotated": triplet.annotated_text,
                 "prompt_messages": json.dumps(triplet.messages) if triplet.messages else "",
                 "end_id": triplet.end_id,
+                "stop_ids": triplet.stop_ids,
+                "source_row": triplet.source_row,
             }
         return encoded
 
