@@ -242,6 +242,11 @@ class TSpinConfig(StrictModel):
         "steps (two more passes in that step; a log entry has the mean since the last; one GPU or "
         "DDP); 0: never.",
     )
+    on_bad_rows: Literal["raise", "drop"] = Field(
+        default="raise",
+        description="Rows that cannot be trained on: `raise` ends with a list of them, `drop` "
+        "leaves them out and logs how many of each kind.",
+    )
     allow_foreign: bool = Field(
         default=False,
         description="Train on responses that this run's policies did not sample (recorded).",

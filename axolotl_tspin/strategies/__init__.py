@@ -43,6 +43,7 @@ CHAT_KEYS = (
     "template_thinking_key",
     "roles",
     "drop_system_message",
+    "message_field_training",
 )
 
 STRATEGY_KEYS = {

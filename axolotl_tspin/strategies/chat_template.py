@@ -12,7 +12,7 @@ from axolotl_tspin.strategies.columns import (
     text_dataset,
 )
 from axolotl_tspin.strategies.encoding import ChatEncoder, RowText
-from axolotl_tspin.strategies.rows import RowReader
+from axolotl_tspin.strategies.rows import SYSTEM_COLUMN, RowReader
 from axolotl_tspin.strategies.tokenize import TripletDataset
 
 THINKING = "reasoning_content"
@@ -30,15 +30,19 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
     tools_column = ds_cfg.get("field_tools") or "tools"
     generated = generated_columns(settings(cfg))
 
-    def texts(row: dict[str, Any], index: int) -> list[RowText]:
-        conversation = reader.conversation(index, messages_column, row[messages_column])
+    def text(row: dict[str, Any], index: int) -> RowText:
+        conversation = reader.conversation(
+            index, messages_column, row[messages_column], row.get(SYSTEM_COLUMN)
+        )
         responses = [(conversation.response, True)]
-        responses += [read_response(reader, row, index, column) for column in generated]
+        for column in generated:
+            responses.append(read_response(reader, row, index, column))
+            reader.check_prompt(index, column, row[column], conversation.prompt, messages_column)
         tools = reader.tools(index, tools_column, row.get(tools_column))
         where = f"{reader.source}: row {index}"
-        return [encoder.text(conversation.prompt, responses, tools, where=where)]
+        return encoder.text(conversation.prompt, responses, tools, where=where)
 
-    return text_dataset(texts, encoder, cfg, reader.source, [messages_column, *generated])
+    return text_dataset(text, encoder, cfg, reader.source, [messages_column, *generated])
 
 
 def chat_reader(ds_cfg: Any) -> RowReader:
@@ -54,6 +58,7 @@ def chat_reader(ds_cfg: Any) -> RowReader:
         message_keys=mappings,
         roles=ds_cfg.get("roles"),
         drop_system_message=bool(ds_cfg.get("drop_system_message")),
+        field_training=ds_cfg.get("message_field_training"),
     )
 
 
@@ -63,6 +68,9 @@ def chat_encoder(tokenizer: Any, cfg: Any, ds_cfg: Any) -> ChatEncoder:
     Raises:
         TSpinError: neither the YAML nor the tokenizer has a chat template.
     """
+    if isinstance(tokenizer.chat_template, dict):
+        # Several named templates; transformers takes this one, too.
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     choice, _ = extract_chat_template_args(cfg, ds_cfg)
     if choice == "tokenizer_default" and not tokenizer.chat_template:
         raise TSpinError(

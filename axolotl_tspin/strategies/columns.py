@@ -40,39 +40,33 @@ def read_response(
             column,
             f"the text is empty, and '{column}{FINISH_REASON_SUFFIX}' says that it was cut "
             "(length), so there is nothing to train on; drop the row",
+            "an empty response that was cut",
         )
     return message, ended
 
 
 def text_dataset(
-    texts: Callable[[dict[str, Any], int], list[RowText]],
+    text: Callable[[dict[str, Any], int], RowText],
     encoder: Encoder,
     cfg: Any,
     source: str,
     columns: list[str],
 ) -> TripletDataset:
-    """Make a `triplet_dataset` whose rows `texts` reads, given a row and its number. A row gives
-    one text, or several with `turns: each`."""
+    """Make a `triplet_dataset` whose rows `text` reads, given a row and its number."""
 
-    def encode(rows: list[dict[str, Any]], indices: list[int]) -> list[list[Triplet | BadRow]]:
-        read = [
-            _texts_or_error(texts, row, index) for row, index in zip(rows, indices, strict=True)
-        ]
-        good = [text for texts in read if not isinstance(texts, BadRow) for text in texts]
-        triplets = iter(encoder.triplets(good))
-        return [
-            [texts] if isinstance(texts, BadRow) else [next(triplets) for _ in texts]
-            for texts in read
-        ]
+    def encode(rows: list[dict[str, Any]], indices: list[int]) -> list[Triplet | BadRow]:
+        read = [_text_or_error(text, row, index) for row, index in zip(rows, indices, strict=True)]
+        triplets = iter(encoder.triplets([r for r in read if not isinstance(r, BadRow)]))
+        return [r if isinstance(r, BadRow) else next(triplets) for r in read]
 
     return triplet_dataset(encode, cfg, source, columns)
 
 
-def _texts_or_error(
-    texts: Callable[[dict[str, Any], int], list[RowText]], row: dict[str, Any], index: int
-) -> list[RowText] | BadRow:
+def _text_or_error(
+    text: Callable[[dict[str, Any], int], RowText], row: dict[str, Any], index: int
+) -> RowText | BadRow:
     try:
-        return texts(row, index)
+        return text(row, index)
     except BadRow as error:
         return error
 
@@ -81,13 +75,16 @@ def triplet_dataset(
     encode: EncodeRows, cfg: Any, source: str, columns: list[str]
 ) -> TripletDataset:
     """Make the strategy for a data set, with the YAML's length settings."""
+    config = settings(cfg)
     return TripletDataset(
         encode,
+        generated=bool(generated_columns(config)),
+        drop_bad_rows=config.on_bad_rows == "drop",
         source=source,
         columns=columns,
         sequence_len=cfg.sequence_len,
         excess_length=cfg.excess_length_strategy or "truncate",
-        with_texts=_task(settings(cfg)) != "train",
+        with_texts=_task(config) != "train",
     )
 
 

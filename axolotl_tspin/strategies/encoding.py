@@ -34,16 +34,12 @@ class RowText(NamedTuple):
             more (tool calls, reasoning).
         responses: each response as a continuation, the annotated one first, and whether it ended by
             itself.
-        where: names the row in errors.
-        source_row: the row's number in its data set; the turns of a conversation share it.
     """
 
     prompt: str
     messages: list[dict[str, Any]] | None
     annotated: str
     responses: list[tuple[str, bool]]
-    where: str = "the data set"
-    source_row: int = 0
 
 
 class Triplet(NamedTuple):
@@ -52,9 +48,7 @@ class Triplet(NamedTuple):
     Attributes:
         prompt_text, annotated_text: texts for people who read the run directory.
         messages: the prompt as the data set had it; None for plain text.
-        end_id: the end-of-turn token.
-        stop_ids: tokens, each of which ends a sampled response; `end_id` is the first.
-        source_row: the row's number in its data set; the turns of a conversation share it.
+        end_id: the end-of-turn token, at which sampling stops.
         reference_logps: the three responses' log-probabilities under the frozen policy, for methods
             with a reference.
     """
@@ -64,8 +58,6 @@ class Triplet(NamedTuple):
     prompt: list[int]
     annotated_text: str
     end_id: int
-    stop_ids: list[int]
-    source_row: int
     annotated: list[int]
     synthetic: list[int] | None = None
     proto_synthetic: list[int] | None = None
@@ -123,14 +115,14 @@ class Encoder:
         self._beginning = beginning
         self._continuation = ResponseTokenizer(tokenizer)
 
-    def triplets(self, rows: Sequence[RowText]) -> list[Triplet | BadRow]:
-        """Encode rows as token ids; a row that cannot be trained on gives its error."""
+    def triplets(self, rows: Sequence[RowText]) -> list[Triplet]:
+        """Encode rows as token ids, each prompt tokenised once."""
         if not rows:
             return []
         prompts = self._tokenizer([row.prompt for row in rows], add_special_tokens=False)
         texts = [text for row in rows for text, _ in row.responses]
         continuations = iter(self._continuation.batch(texts))
-        triplets: list[Triplet | BadRow] = []
+        triplets = []
         for row, prompt in zip(rows, prompts["input_ids"], strict=True):
             annotated, *generated = (
                 next(continuations) + (self.end_ids if ended else []) for _, ended in row.responses
@@ -143,8 +135,6 @@ class Encoder:
                     [*self._beginning, *prompt],
                     row.annotated,
                     self.end_ids[-1],
-                    [self.end_ids[-1]],
-                    row.source_row,
                     annotated,
                     synthetic,
                     proto_synthetic,
@@ -236,9 +226,10 @@ class ChatEncoder(Encoder):
         ]
         calls = any(message.get("tool_calls") for message in [*messages, *turns])
         if calls and "tool_calls" not in self._template:
-            raise TSpinError(
+            raise BadRow(
                 f"{where}: its messages have tool calls, which the chat template leaves out; drop "
-                "the row, or give a template that has them with `chat_template`"
+                "the row, or give a template that has them with `chat_template`",
+                "tool calls that the template leaves out",
             )
         prompt = self._render(messages, tools, where, add_generation_prompt=True)
         continuations = [self._continued(prompt, messages, turn, tools, where) for turn in turns]
@@ -263,11 +254,12 @@ class ChatEncoder(Encoder):
             return ""
         whole = self._render([*messages, turn], tools, where, add_generation_prompt=False)
         if not whole.startswith(prompt):
-            raise TSpinError(
+            raise BadRow(
                 f"{where}: the chat template renders the generation prompt as "
                 f"{prompt[-60:]!r}, but does not begin the assistant's turn so; T-SPIN needs the "
                 "same prompt in training and generation. Give a template in which both agree "
-                "with `chat_template: jinja` and `chat_template_jinja`"
+                "with `chat_template: jinja` and `chat_template_jinja`",
+                "a prompt that the template changes once it is answered",
             )
         return whole[len(prompt) :].removesuffix(self._suffix)
 
@@ -290,10 +282,11 @@ class ChatEncoder(Encoder):
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             roles = ", ".join(message["role"] for message in messages)
-            raise TSpinError(
+            raise BadRow(
                 f"{where}: the chat template cannot render messages of the roles {roles}: {error}. "
                 "Fix or drop the row, or give a template that can with `chat_template: jinja` and "
-                "`chat_template_jinja`"
+                "`chat_template_jinja`",
+                "messages that the template cannot render",
             ) from error
         assert isinstance(text, str)
         return text

@@ -28,7 +28,7 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
     generated = generated_columns(settings(cfg))
     response_columns = [response_column, *generated]
 
-    def texts(row: dict[str, Any], index: int) -> list[RowText]:
+    def text(row: dict[str, Any], index: int) -> RowText:
         prompt = reader.text(index, prompt_column, row[prompt_column])
         turns = [(reader.response(index, response_column, row[response_column]), True)]
         turns += [read_response(reader, row, index, column) for column in generated]
@@ -36,6 +36,6 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
             (reader.words(index, column, turn), ended)
             for column, (turn, ended) in zip(response_columns, turns, strict=True)
         ]
-        return [encoder.text(prompt, responses)]
+        return encoder.text(prompt, responses)
 
-    return text_dataset(texts, encoder, cfg, reader.source, [prompt_column, *response_columns])
+    return text_dataset(text, encoder, cfg, reader.source, [prompt_column, *response_columns])

@@ -25,13 +25,14 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
     reader, encoder = chat_reader(ds_cfg), chat_encoder(tokenizer, cfg, ds_cfg)
     generated = generated_columns(settings(cfg))
 
-    def texts(row: dict[str, Any], index: int) -> list[RowText]:
+    def text(row: dict[str, Any], index: int) -> RowText:
         conversation = reader.conversation(index, REAL, row[REAL])
         responses = [(conversation.response, True)]
         for column in generated:
             present = column if column in row else GENERATED
             responses.append(read_response(reader, row, index, present))
+            reader.check_prompt(index, present, row[present], conversation.prompt, REAL)
         where = f"{reader.source}: row {index}"
-        return [encoder.text(conversation.prompt, responses, where=where)]
+        return encoder.text(conversation.prompt, responses, where=where)
 
-    return text_dataset(texts, encoder, cfg, reader.source, [REAL])
+    return text_dataset(text, encoder, cfg, reader.source, [REAL])

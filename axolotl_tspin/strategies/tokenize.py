@@ -9,16 +9,23 @@ from axolotl.prompt_tokenizers import DatasetWrappingStrategy
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
 
-from axolotl_tspin.errors import BadRow, TSpinError
+from axolotl_tspin.errors import BadRow, TSpinError, UntrainedRow
 from axolotl_tspin.strategies.encoding import Triplet
-from axolotl_tspin.strategies.lengths import ExcessLength, fit_row
+from axolotl_tspin.strategies.lengths import ExcessLength, Fitted, fit_row
 from axolotl_tspin.triplets import joined
 
 LOG = get_logger(__name__)
 
 
-EncodeRows = Callable[[list[dict[str, Any]], list[int]], list[list[Triplet | BadRow]]]
-"""Encodes rows, given their numbers in the data set. Each row gives its triplets or errors."""
+EncodeRows = Callable[[list[dict[str, Any]], list[int]], list[Triplet | BadRow]]
+"""Encodes rows, given their numbers in the data set. Each gives a triplet or its error."""
+
+
+MOST_LISTED = 20
+"""Bad rows that an error lists one by one."""
+
+NOTHING = Triplet("", None, [0], "", 0, [0])
+"""Stands for a row that is left out; lists that are empty would have no type in Arrow."""
 
 
 class TripletDataset(DatasetWrappingStrategy):
@@ -30,6 +37,8 @@ class TripletDataset(DatasetWrappingStrategy):
         columns: the columns that `encode` needs.
         sequence_len, excess_length: see `fit_row`.
         with_texts: keep the texts and further columns that the run directory stores.
+        generated: rows have a synthetic and a proto-synthetic response.
+        drop_bad_rows: leave out rows that cannot be trained on, instead of raising.
     """
 
     def __init__(
@@ -41,6 +50,8 @@ class TripletDataset(DatasetWrappingStrategy):
         sequence_len: int,
         excess_length: ExcessLength,
         with_texts: bool,
+        generated: bool,
+        drop_bad_rows: bool,
     ) -> None:
         self.encode = encode
         self.source = source
@@ -48,6 +59,8 @@ class TripletDataset(DatasetWrappingStrategy):
         self.sequence_len = sequence_len
         self.excess_length = excess_length
         self.with_texts = with_texts
+        self.responses = 3 if generated else 1
+        self.drop_bad_rows = drop_bad_rows
 
     def wrap_dataset(
         self,
@@ -84,13 +97,14 @@ class TripletDataset(DatasetWrappingStrategy):
             # Axolotl keeps prepared rows; this cache would not notice a new version of our code.
             load_from_cache_file=False,
         )
+        self._check_bad_rows(encoded)
         kept = encoded.select([i for i, dropped in enumerate(encoded["_dropped"]) if not dropped])
         self._log(encoded, kept)
         if len(kept) == 0:
             reasons = ", ".join(sorted(set(encoded["_dropped"])))
             raise TSpinError(
                 f"{self.source}: none of its {len(dataset)} rows is left ({reasons}); raise "
-                f"`sequence_len: {self.sequence_len}`"
+                f"`sequence_len: {self.sequence_len}`, or mend the rows"
             )
         return kept.remove_columns([name for name in kept.column_names if name.startswith("_")])
 
@@ -98,15 +112,15 @@ class TripletDataset(DatasetWrappingStrategy):
         self, columns: dict[str, list[Any]], indices: list[int]
     ) -> dict[str, list[Any]]:
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        fitted = []
-        for of_row, index in zip(self.encode(rows, indices), indices, strict=True):
-            for triplet in of_row:
-                if isinstance(triplet, BadRow):
-                    raise triplet
-                fitted.append(self._fitted(triplet, index))
+        fitted = [self._row(t, i) for t, i in zip(self.encode(rows, indices), indices, strict=True)]
         return {name: [row[name] for row in fitted] for name in fitted[0]}
 
-    def _fitted(self, triplet: Triplet, index: int) -> dict[str, Any]:
+    def _row(self, triplet: Triplet | BadRow, index: int) -> dict[str, Any]:
+        """Make a row of the encoded data set; one that is left out says why."""
+        if isinstance(triplet, BadRow):
+            error = "" if isinstance(triplet, UntrainedRow) else str(triplet)
+            fitted = Fitted([[0]] * self.responses, dropped=triplet.kind)
+            return self._encoded(NOTHING, fitted) | {"_error": error}
         responses = [triplet.annotated]
         if triplet.synthetic is not None and triplet.proto_synthetic is not None:
             responses += [triplet.synthetic, triplet.proto_synthetic]
@@ -117,6 +131,9 @@ class TripletDataset(DatasetWrappingStrategy):
             excess_length=self.excess_length,
             where=f"{self.source}: row {index}",
         )
+        return self._encoded(triplet, fitted) | {"_error": ""}
+
+    def _encoded(self, triplet: Triplet, fitted: Fitted) -> dict[str, Any]:
         annotated, *generated = fitted.responses
         encoded: dict[str, Any] = {
             **joined(triplet.prompt, annotated),
@@ -139,15 +156,33 @@ class TripletDataset(DatasetWrappingStrategy):
                 "annotated": triplet.annotated_text,
                 "prompt_messages": json.dumps(triplet.messages) if triplet.messages else "",
                 "end_id": triplet.end_id,
-                "stop_ids": triplet.stop_ids,
-                "source_row": triplet.source_row,
             }
         return encoded
+
+    def _check_bad_rows(self, encoded: Dataset) -> None:
+        """Raise the first bad rows' errors, with counts by kind, unless they are to be dropped."""
+        bad = [
+            (e, kind) for e, kind in zip(encoded["_error"], encoded["_dropped"], strict=True) if e
+        ]
+        if not bad or self.drop_bad_rows:
+            return
+        if len(bad) == 1:
+            raise TSpinError(bad[0][0])
+        counts = Counter(kind for _, kind in bad).most_common()
+        lines = [error for error, _ in bad[:MOST_LISTED]]
+        if len(bad) > MOST_LISTED:
+            lines.append(f"… and {len(bad) - MOST_LISTED} more")
+        raise TSpinError(
+            f"{self.source}: {len(bad)} of {len(encoded)} rows cannot be trained on ("
+            + "; ".join(f"{count} × {kind}" for kind, count in counts)
+            + "). Mend them, or leave them out with `t_spin: {on_bad_rows: drop}`:\n"
+            + "\n".join(lines)
+        )
 
     def _log(self, encoded: Dataset, kept: Dataset) -> None:
         dropped = Counter(reason for reason in encoded["_dropped"] if reason)
         parts = [f"{len(encoded)} rows read, {len(encoded) - len(kept)} dropped"]
-        parts += [f"{count} because {reason}" for reason, count in sorted(dropped.items())]
+        parts += [f"{count} × {reason}" for reason, count in sorted(dropped.items())]
         parts.append(f"{sum(kept['_cut'])} responses cut to sequence_len {self.sequence_len}")
         if "_is_proto" in kept.column_names:
             parts.append(f"{sum(kept['_is_annotated'])} rows with synthetic = annotated")

@@ -277,7 +277,7 @@ def test_a_server_that_comes_back_with_another_model_is_refused(folder, tmp_path
     running = engine(folder, server, concurrency=2)
     (tmp_path / "other").mkdir()
     with pytest.raises(TSpinError, match="this iteration samples from"):
-        for _ in running.sample([[q] for q in requests(40)]):
+        for _ in running.sample([[q] for q in requests(2000)]):
             if server.models[0]["root"] == str(folder) and len(server.bodies) > 10:
                 server.stop()
                 server = Completions(root=str(tmp_path / "other"), port=server.port)

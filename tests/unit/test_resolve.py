@@ -213,7 +213,7 @@ def test_contradictions_and_unknown_keys_are_refused(make_yaml, keys, message):
     [
         (
             "chat_template",
-            "split_thinking train_on_eos train_on_eot roles_to_train message_field_training "
+            "split_thinking train_on_eos train_on_eot roles_to_train "
             "message_field_training_detail prompt_template field_prompt field_human "
             "input_transform conversation field temperature logprobs_field",
         ),

@@ -1,9 +1,11 @@
 """The public strategies on small data sets, through what Axolotl calls: `load`, `wrap_dataset`."""
 
+import copy
 import json
 import logging
 
 import pytest
+from axolotl.prompt_strategies.chat_template import load as axolotls_strategy
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.schemas.datasets import SFTDataset
 from datasets import Dataset
@@ -17,9 +19,9 @@ from axolotl_tspin.triplets import from_row
 SYNTHETIC, PROTO = "I think 7.", "Maybe 9?"
 
 
-def encode(module, tokenizer, rows, task="train", ds_cfg=None, **cfg):
+def encode(module, tokenizer, rows, task="train", ds_cfg=None, on_bad_rows="raise", **cfg):
     resolved = ResolvedRun(task=task, initial_policy="p", run_dir="r")
-    t_spin = TSpinConfig(resolved=resolved).model_dump(exclude_none=True)
+    t_spin = TSpinConfig(resolved=resolved, on_bad_rows=on_bad_rows).model_dump(exclude_none=True)
     cfg = DictDefault({"sequence_len": 256, "t_spin": t_spin} | cfg)
     ds_cfg = DictDefault({"path": "data.jsonl"} | (ds_cfg or {}))
     data = Dataset.from_list(rows)
@@ -133,7 +135,7 @@ def test_lengths_are_kept_and_what_became_of_the_rows_is_logged(tokenizer, log):
     assert max(len(ids) for ids in kept["input_ids"]) == 64
     assert tokenizer.eos_token_id not in kept[1]["input_ids"]
     assert (
-        "data.jsonl: 4 rows read, 1 dropped; 1 because the prompt leaves no room for a response; "
+        "data.jsonl: 4 rows read, 1 dropped; 1 × the prompt leaves no room for a response; "
         "1 responses cut to sequence_len 64; 1 rows with synthetic = annotated; "
         "1 rows with synthetic = proto-synthetic"
     ) in log.text
@@ -342,3 +344,151 @@ def test_a_first_dropped_row_may_come_late_and_errors_name_the_row_in_any_batch(
     rows[2400]["prompt"] = " "
     with pytest.raises(TSpinError, match=r"row 2400, column 'prompt': the text is empty"):
         encode(instruction, tokenizer, rows)
+
+
+BAD = [
+    chat_row(messages=[]),
+    chat_row(messages=[{"role": "user", "content": "2 + 3?"}]),
+    chat_row(messages=[{"role": "user", "content": "2 + 3?"}, {"role": "x", "content": "5"}]),
+]
+KINDS = ("no list of messages", "no assistant turn", "an unknown role")
+
+
+def test_bad_rows_in_bulk_are_counted_by_kind_and_the_first_ones_named(tokenizer):
+    rows = [chat_row(), *BAD * 10]
+    with pytest.raises(TSpinError, match=r"30 of 31 rows") as caught:
+        encode(chat_template, tokenizer, rows)
+    lines = str(caught.value).split("\n")
+    assert all(f"10 × {kind}" in lines[0] for kind in KINDS)
+    assert "on_bad_rows: drop" in lines[0]
+    assert [f"row {n}, " in line for n, line in enumerate(lines[1:21], 1)] == [True] * 20
+    assert lines[21:] == ["… and 10 more"]
+
+
+@pytest.mark.parametrize("task", ["train", "generate"])
+@pytest.mark.parametrize("good_row", [0, 3])
+def test_bad_rows_can_be_dropped_and_are_counted(tokenizer, log, task, good_row):
+    rows = list(BAD)
+    rows.insert(good_row, chat_row())
+    kept = encode(chat_template, tokenizer, rows, task, on_bad_rows="drop")
+    (alone,) = encode(chat_template, tokenizer, [chat_row()], task)
+    assert list(kept) == [alone]
+    assert "4 rows read, 3 dropped" in log.text
+    assert all(f"1 × {kind}" in log.text for kind in KINDS)
+    with pytest.raises(TSpinError, match=r"none of its 3 rows is left \(an unknown role, no a"):
+        encode(chat_template, tokenizer, BAD, task, on_bad_rows="drop")
+
+
+def test_a_row_that_the_template_cannot_render_is_a_bad_row(tokenizer):
+    keys = {"chat_template": "gemma"}
+    unanswered = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+    bad = chat_row(messages=[*unanswered, {"role": "assistant", "content": "c"}])
+    rows = [chat_row(), bad, chat_row()]
+    with pytest.raises(TSpinError, match="row 1: the chat template cannot render"):
+        encode(chat_template, tokenizer, rows, ds_cfg=keys)
+    assert len(encode(chat_template, tokenizer, rows, ds_cfg=keys, on_bad_rows="drop")) == 2
+
+
+@pytest.mark.parametrize(
+    "flag", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"learn": False}]
+)
+def test_a_last_turn_that_is_not_to_be_trained_on_is_dropped_and_counted(tokenizer, log, flag):
+    user, answer = conversations(1)[0]["messages"]
+    ((key, value),) = flag.items()
+    rows = [chat_row(messages=[user, answer | flag]), chat_row()]
+    on = {"weight": 1, "train": True, "learn": True}[key]
+    rows.append(chat_row(messages=[user, answer | {key: on}]))
+    keys = {"message_field_training": "learn"}
+    assert len(encode(chat_template, tokenizer, rows, ds_cfg=keys)) == 2
+    assert f"1 × the last assistant turn has '{key}: {value}'" in log.text
+
+
+def test_an_earlier_turn_may_be_one_that_is_not_trained_on(tokenizer):
+    turns = conversations(1)[0]["messages"]
+    marked = [turns[0], turns[1] | {"weight": 0}, *turns]
+    plain = encode(chat_template, tokenizer, [chat_row(messages=[*turns, *turns])])
+    assert encode(chat_template, tokenizer, [chat_row(messages=marked)])[:] == plain[:]
+
+
+def axolotls_prompt(tokenizer, row):
+    """The messages of a row before its last, as Axolotl's own strategy renders them."""
+    cfg = DictDefault({"sequence_len": 256, "chat_template": "chatml"})
+    strategy = axolotls_strategy(tokenizer, cfg, DictDefault({"type": "chat_template"}))
+    thread = strategy.get_conversation_thread(row)[:-1]
+    return tokenizer.apply_chat_template(
+        thread,
+        tokenize=False,
+        add_generation_prompt=True,
+        chat_template=strategy.prompter.chat_template,
+    )
+
+
+@pytest.mark.parametrize("as_text", [False, True], ids=["a list", "JSON text"])
+@pytest.mark.parametrize("own", [False, True], ids=["no system message", "a system message"])
+@pytest.mark.parametrize("system", ["Be brief.", None], ids=["a system column", "none"])
+def test_messages_and_the_system_column_are_read_as_axolotl_reads_them(
+    tokenizer, as_text, own, system
+):
+    messages = conversations(1)[0]["messages"]
+    messages = [{"role": "system", "content": "Be long."}, *messages] if own else messages
+    row = chat_row(messages=json.dumps(messages) if as_text else messages)
+    row |= {"system": system} if system else {}
+    (encoded,) = encode(chat_template, tokenizer, [row], ds_cfg={"chat_template": "chatml"})
+    prompt = texts(tokenizer, encoded)[0]
+    assert prompt == axolotls_prompt(tokenizer, row)
+    assert ("Be brief." in prompt) == (system is not None and not own)
+
+
+@pytest.mark.parametrize("empty", [None, "", " "])
+def test_a_system_column_without_words_adds_nothing(tokenizer, empty):
+    rows = [chat_row(system=empty), chat_row(system="Be brief.")]
+    encoded = encode(chat_template, tokenizer, rows)
+    (plain,) = encode(chat_template, tokenizer, [chat_row()])
+    assert encoded[0] == plain
+    assert "Be brief." in texts(tokenizer, encoded[1])[0]
+    dropped = encode(chat_template, tokenizer, rows, ds_cfg={"drop_system_message": True})
+    assert dropped[1] == plain
+
+
+@pytest.mark.parametrize(
+    ("module", "row", "column"), [(spin, spin_row, "generated"), (chat_template, chat_row, None)]
+)
+def test_responses_to_different_prompts_are_refused(tokenizer, module, row, column):
+    column = column or "synthetic"
+    user, _ = conversations(1)[0]["messages"]
+    answer = {"role": "assistant", "content": SYNTHETIC}
+    other = {"role": "user", "content": "Another question"}
+    with pytest.raises(TSpinError, match=rf"row 0, column '{column}': .*Another question"):
+        encode(module, tokenizer, [row(**{column: [other, answer]})])
+    system = {"role": "system", "content": "Be brief."}
+    for same in ([user, answer], [answer], [system, user, answer]):
+        (encoded,) = encode(module, tokenizer, [row(**{column: same})])
+        assert texts(tokenizer, encoded)[2] == SYNTHETIC + "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("function_call", "assistant"),
+        ("model", "assistant"),
+        ("chatgpt", "assistant"),
+        ("ipython", "tool"),
+        ("system_prompt", "system"),
+        ("speaker", "user"),
+    ],
+)
+def test_an_unknown_roles_hint_names_its_likely_side(tokenizer, name, role):
+    user, answer = conversations(1)[0]["messages"]
+    row = chat_row(messages=[user, {"role": name, "content": "x"}, answer])
+    with pytest.raises(TSpinError, match=rf"roles: \{{{role}: \[{name}\]\}}"):
+        encode(chat_template, tokenizer, [row])
+
+
+def test_of_several_named_templates_the_default_is_taken(tokenizer):
+    named = copy.deepcopy(tokenizer)
+    named.chat_template = {"default": CHATML, "tool_use": "{{ raise_exception('not this') }}"}
+    plain = encode(chat_template, tokenizer, [chat_row()])
+    assert encode(chat_template, named, [chat_row()])[:] == plain[:]
+    named.chat_template = {"tool_use": CHATML}
+    with pytest.raises(TSpinError, match="has no chat template"):
+        encode(chat_template, named, [chat_row()])
