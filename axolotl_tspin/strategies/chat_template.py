@@ -35,9 +35,9 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
             index, messages_column, row[messages_column], row.get(SYSTEM_COLUMN)
         )
         responses = [(conversation.response, True)]
-        for column in generated:
-            responses.append(read_response(reader, row, index, column))
-            reader.check_prompt(index, column, row[column], conversation.prompt, messages_column)
+        responses += [
+            read_response(reader, row, index, column, conversation.prompt) for column in generated
+        ]
         tools = reader.tools(index, tools_column, row.get(tools_column))
         where = f"{reader.source}: row {index}"
         return encoder.text(conversation.prompt, responses, tools, where=where)

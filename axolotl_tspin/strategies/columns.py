@@ -1,6 +1,6 @@
 """Parts shared by the three public strategies: synthetic columns and length settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from axolotl_tspin.config import TSpinConfig
@@ -26,14 +26,22 @@ def generated_columns(config: TSpinConfig) -> list[str]:
 
 
 def read_response(
-    reader: RowReader, row: dict[str, Any], index: int, column: str
+    reader: RowReader,
+    row: dict[str, Any],
+    index: int,
+    column: str,
+    prompt: Sequence[dict[str, Any]] = (),
 ) -> tuple[dict[str, Any], bool]:
     """Read a synthetic or proto-synthetic column: its assistant message, and whether the response
-    ended by itself. If it did, it may be empty: a policy may end at once."""
+    ended by itself. If it did, it may be empty: a policy may end at once.
+
+    Args:
+        prompt: the messages that the response must answer, if the column has messages.
+    """
     if column not in row:
         raise TSpinError(f"{reader.source}: no column '{column}'; the data set has {sorted(row)}")
     ended = row.get(column + FINISH_REASON_SUFFIX) != "length"
-    message = reader.response(index, column, row[column], may_be_blank=True)
+    message = reader.response(index, column, row[column], may_be_blank=True, prompt=prompt)
     if not ended and not message.get("tool_calls") and not message["content"].strip():
         raise reader.error(
             index,

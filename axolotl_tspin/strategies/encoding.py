@@ -83,8 +83,6 @@ class ResponseTokenizer:
         return self._all_plain([text])[0]
 
     def _all_plain(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
         return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
     def __call__(self, text: str) -> list[int]:

@@ -1,7 +1,7 @@
 """Reader of prompts and responses in a data set's rows, with errors that name the place."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from axolotl.utils.dict import remove_none_values
@@ -94,12 +94,24 @@ class RowReader:
         return value
 
     def response(
-        self, row: int, column: str, value: Any, *, may_be_blank: bool = False
+        self,
+        row: int,
+        column: str,
+        value: Any,
+        *,
+        may_be_blank: bool = False,
+        prompt: Sequence[Mapping[str, Any]] = (),
     ) -> dict[str, Any]:
         """Read a response column as an assistant message. It holds text, one such message, or
-        messages that end with one."""
+        messages that end with one.
+
+        Args:
+            prompt: the messages that the row's annotated response answers; messages before this
+                response must be the same.
+        """
         if isinstance(value, list):
             messages = self._up_to_response(row, column, value)
+            self._check_prompt(row, column, messages[:-1], prompt)
             message, column = messages[-1], f"{column}[{len(messages) - 1}]"
         elif isinstance(value, Mapping):
             message = self.message(row, column, 0, value)
@@ -114,27 +126,6 @@ class RowReader:
             message = {"role": "assistant", "content": value}
         self._check_content(row, column, message, may_be_blank=may_be_blank)
         return message
-
-    def check_prompt(
-        self, row: int, column: str, value: Any, prompt: list[dict[str, Any]], annotated: str
-    ) -> None:
-        """Refuse a response's messages if they answer another prompt than the annotated column's.
-
-        A list with nothing before the response is only the response.
-        """
-        if not isinstance(value, list):
-            return
-        *before, _ = self._up_to_response(row, column, value)
-        answered, expected = _turns(before), _turns(prompt)
-        if answered and answered != expected:
-            raise self.error(
-                row,
-                column,
-                f"its response answers {answered[-1]!r:.60}, the one in '{annotated}' answers "
-                f"{expected[-1]!r:.60}; all responses of a row must answer one prompt, so drop "
-                "the row",
-                "responses to different prompts",
-            )
 
     def words(self, row: int, column: str, message: Mapping[str, Any]) -> str:
         """Get a response's words, for templates that render nothing else."""
@@ -189,6 +180,25 @@ class RowReader:
                     f"'{key}: {value}'",
                     f"the last assistant turn has '{key}: {value}'",
                 )
+
+    def _check_prompt(
+        self,
+        row: int,
+        column: str,
+        messages: Sequence[Mapping[str, Any]],
+        prompt: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Refuse a response to another prompt; without messages it is only the response."""
+        answered, expected = _turns(messages), _turns(prompt)
+        if answered and expected and answered != expected:
+            raise self.error(
+                row,
+                column,
+                f"its response answers {answered[-1]!r:.60}, the annotated one answers "
+                f"{expected[-1]!r:.60}; all responses of a row must answer one prompt, so drop "
+                "the row",
+                "responses to different prompts",
+            )
 
     def tools(self, row: int, column: str, value: Any) -> list[dict[str, Any]] | None:
         """Read a conversation's tools: a list, or one as JSON text; None if there are none."""
@@ -306,7 +316,7 @@ class RowReader:
             ) from error
 
 
-def _turns(messages: list[dict[str, Any]]) -> list[tuple[str, Any]]:
+def _turns(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
     """The turns of a prompt, without system messages, which one column may leave out."""
     return [(m["role"], m["content"]) for m in messages if m["role"] != "system"]
 

@@ -30,8 +30,7 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
         responses = [(conversation.response, True)]
         for column in generated:
             present = column if column in row else GENERATED
-            responses.append(read_response(reader, row, index, present))
-            reader.check_prompt(index, present, row[present], conversation.prompt, REAL)
+            responses.append(read_response(reader, row, index, present, conversation.prompt))
         where = f"{reader.source}: row {index}"
         return encoder.text(conversation.prompt, responses, where=where)
 
