@@ -1,4 +1,4 @@
-"""The generation step under SIGKILL at fifty random moments."""
+"""The generation step under SIGKILL at fifty random moments, half of them with each engine."""
 
 import multiprocessing
 import random
@@ -14,7 +14,7 @@ from axolotl_tspin.generation.blocks import rows_done
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.tables import read_table
 
-KILLS = 50
+KILLS = 25
 ROWS = 40
 
 
@@ -104,4 +104,4 @@ def test_no_moment_of_a_kill_loses_or_doubles_a_response(make_yaml, tmp_path, pr
             assert not list(responses.glob("*.journal")) + list(responses.glob(".*"))
             runs += 1
     print(f"{kills} kills, {killed_while_sampling} while sampling, {runs} runs, {duration:.1f} s")
-    assert killed_while_sampling >= 5
+    assert killed_while_sampling >= 3
