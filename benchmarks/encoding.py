@@ -43,7 +43,7 @@ def main() -> None:
     )
     resolved = ResolvedRun(task="generate", initial_policy="p", run_dir="r")
     t_spin = TSpinConfig(resolved=resolved).model_dump(exclude_none=True)
-    cfg = DictDefault({"sequence_len": 2048, "t_spin": t_spin})
+    cfg = DictDefault({"base_model": args.model, "sequence_len": 2048, "t_spin": t_spin})
     strategy = chat_template.load(tokenizer, cfg, DictDefault({"path": str(args.data)}))
     started = time.monotonic()
     encoded = strategy.wrap_dataset(conversations, process_count=args.processes)

@@ -76,7 +76,8 @@ def through_the_step(
                     "prompt_messages": "",
                     "prompt": "",
                     "annotated": "",
-                    "end_id": END,
+                    "stop_ids": [END],
+                    "source_row": 0,
                 }
                 for prompt in prompts
             ]

@@ -43,7 +43,7 @@ class NullEngine:
 
     def _answer(self, request: Request) -> Response:
         ids = [(request.row * 31 + i) % 49000 + 3 for i in range(40 + request.row % 80)]
-        return Response(request.row, ids, "stop")
+        return Response(request.row, ids, 2)
 
 
 class NullTokenizer:
@@ -65,7 +65,8 @@ def annotated_rows(rows: int) -> Iterator[dict]:
             "prompt_messages": "",
             "prompt": TEXT,
             "annotated": TEXT,
-            "end_id": 2,
+            "stop_ids": [2],
+            "source_row": 0,
         }
 
 

@@ -103,15 +103,15 @@ class SplitSampling:
             self.prompts,
         )
 
-    def requests(self, block: Block, group_size: int, eos: int | None) -> Iterator[list[Request]]:
+    def requests(self, block: Block, group_size: int) -> Iterator[list[Request]]:
         """Yield the groups of a block that lack a response.
 
         Groups depend only on prompts and group size. The longest prompts come first, so that
         memory runs out at once or not at all, and prompts of similar length go together.
         """
-        table = self.prompts.read(self.prompts.block_of(block.rows[0]), ["prompt_ids", "end_id"])
+        table = self.prompts.read(self.prompts.block_of(block.rows[0]), ["prompt_ids", "stop_ids"])
         start = self.prompts.rows_of(self.prompts.block_of(block.rows[0])).start
-        prompt_ids, end_ids = table["prompt_ids"].to_pylist(), table["end_id"].to_pylist()
+        prompt_ids, stop_ids = table["prompt_ids"].to_pylist(), table["stop_ids"].to_pylist()
         order = sorted(block.rows, key=lambda row: (-len(prompt_ids[row - start]), row))
         missing = set(block.missing)
         for first in range(0, len(order), group_size):
@@ -127,9 +127,7 @@ class SplitSampling:
                         self.sequence_len - len(prompt_ids[row - start]),
                     ),
                     seed=self._seed(row),
-                    stop_ids=tuple(
-                        dict.fromkeys(t for t in (end_ids[row - start], eos) if t is not None)
-                    ),
+                    stop_ids=tuple(stop_ids[row - start]),
                 )
                 for row in group
             ]
@@ -137,9 +135,9 @@ class SplitSampling:
     def record(
         self, request: Request, response: Response, engine: str, tokenizer: Any, prompt_hash: str
     ) -> dict[str, Any]:
-        """Make a response's record under RESPONSES_SCHEMA. Its tokens end with the template's
-        end-of-turn token, whichever stop token was sampled."""
-        ended = response.finish_reason == "stop"
+        """Make a response's record under RESPONSES_SCHEMA. Its tokens end with the stop token that
+        was sampled."""
+        end = [] if response.stop_id is None else [response.stop_id]
         sampling = {
             "temperature": self.settings.temperature,
             "top_p": self.settings.top_p,
@@ -150,7 +148,7 @@ class SplitSampling:
             "row": response.row,
             "prompt_hash": prompt_hash,
             "text": tokenizer.decode(response.ids, skip_special_tokens=True),
-            "ids": response.ids + ([request.stop_ids[0]] if ended else []),
+            "ids": response.ids + end,
             "finish_reason": response.finish_reason,
             "tokens": len(response.ids),
             "iteration": self.number,
@@ -219,7 +217,7 @@ def sample_split(split: SplitSampling, shard: Shard, load: Callable[[], tuple[En
     asked: dict[int, tuple[Request, str]] = {}
     made = 0
 
-    def groups(group_size: int, eos: int | None) -> Iterator[list[Request]]:
+    def groups(group_size: int) -> Iterator[list[Request]]:
         for block in itertools.chain([first], blocks):
             number = split.prompts.block_of(block.rows[0])
             open_blocks[number] = block
@@ -228,7 +226,7 @@ def sample_split(split: SplitSampling, shard: Shard, load: Callable[[], tuple[En
                 continue
             hashes = split.prompts.read(number, ["prompt_hash"])["prompt_hash"].to_pylist()
             start = split.prompts.rows_of(number).start
-            for group in split.requests(block, group_size, eos):
+            for group in split.requests(block, group_size):
                 asked.update({r.row: (r, hashes[r.row - start]) for r in group})
                 yield group
 
@@ -237,7 +235,7 @@ def sample_split(split: SplitSampling, shard: Shard, load: Callable[[], tuple[En
         engine, tokenizer = load()
         since = time.monotonic()
         with Progress(total=total, done=done) as progress:
-            for responses in engine.sample(groups(engine.group_size, tokenizer.eos_token_id)):
+            for responses in engine.sample(groups(engine.group_size)):
                 by_block: dict[int, list[dict[str, Any]]] = {}
                 for response in responses:
                     request, prompt_hash = asked.pop(response.row)

@@ -22,15 +22,19 @@ from axolotl_tspin.triplets import parted
 PROMPTS_SCHEMA = pa.schema(
     {
         "row": pa.int64(),
+        "source_row": pa.int64(),
         "prompt_hash": pa.string(),
         "messages": pa.string(),
         "prompt": pa.string(),
         "annotated": pa.string(),
         "prompt_ids": pa.list_(pa.int32()),
         "annotated_ids": pa.list_(pa.int32()),
-        "end_id": pa.int32(),
+        "stop_ids": pa.list_(pa.int32()),
     }
 )
+"""Columns of the frozen prompts. `source_row` is the row's number in its data set, of which a row
+may give several; `stop_ids` are the tokens that end a response, the end of a plain turn first."""
+
 SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS_AT_LEAST = 128, 1024, 8
 
 
@@ -101,13 +105,14 @@ def freeze_prompts(path: Path, rows: Iterable[Mapping[str, Any]], count: int) ->
             block.append(
                 {
                     "row": number,
+                    "source_row": row["source_row"],
                     "prompt_hash": prompt_hash(prompt_ids),
                     "messages": row["prompt_messages"],
                     "prompt": row["prompt"],
                     "annotated": row["annotated"],
                     "prompt_ids": prompt_ids,
                     "annotated_ids": annotated_ids,
-                    "end_id": row["end_id"],
+                    "stop_ids": row["stop_ids"],
                 }
             )
             if len(block) == block_rows or number == count - 1:

@@ -10,11 +10,12 @@ DATASET_KEYS = {
     "field_prompt": "field_human",
     "field_response": "field_model",
     "prompt_template": "input_format",
+    "turns": "conversation",
 }
 """This package's own keys of a `datasets:` entry, and the key that carries each through Axolotl.
 
-Axolotl drops keys of a data set that are not in its schema. These three schema keys are otherwise
-unused, and the first two enter its prepared-data hash.
+Axolotl drops keys of a data set that are not in its schema. These schema keys are otherwise unused,
+and enter its prepared-data hash.
 """
 
 LOADING_KEYS = (
@@ -44,11 +45,13 @@ CHAT_KEYS = (
     "roles",
     "drop_system_message",
     "message_field_training",
+    "message_field_training_detail",
+    "split_thinking",
 )
 
 STRATEGY_KEYS = {
-    "chat_template": (*CHAT_KEYS, "field_messages", "field_tools"),
-    "instruction": tuple(DATASET_KEYS),
+    "chat_template": (*CHAT_KEYS, "field_messages", "field_tools", "turns"),
+    "instruction": ("field_prompt", "field_response", "prompt_template"),
     "spin": CHAT_KEYS,
 }
 """Keys that each public strategy also reads; others have no effect and are refused."""

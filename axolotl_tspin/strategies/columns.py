@@ -1,13 +1,16 @@
 """Parts shared by the three public strategies: synthetic columns and length settings."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from axolotl_tspin.config import TSpinConfig
 from axolotl_tspin.errors import BadRow, TSpinError
 from axolotl_tspin.strategies.encoding import Encoder, RowText, Triplet
 from axolotl_tspin.strategies.rows import RowReader
 from axolotl_tspin.strategies.tokenize import EncodeRows, TripletDataset
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FINISH_REASON_SUFFIX = "_finish_reason"
 """A column `<synthetic column>_finish_reason` holds "length" where a response was cut."""
@@ -54,33 +57,42 @@ def read_response(
 
 
 def text_dataset(
-    text: Callable[[dict[str, Any], int], RowText],
+    text: Callable[[dict[str, Any], int], RowText | list[RowText | BadRow]],
     encoder: Encoder,
     cfg: Any,
     source: str,
     columns: list[str],
 ) -> TripletDataset:
-    """Make a `triplet_dataset` whose rows `text` reads, given a row and its number."""
+    """Make a `triplet_dataset` whose rows `text` reads, given a row and its number; a list gives as
+    many rows."""
 
-    def encode(rows: list[dict[str, Any]], indices: list[int]) -> list[Triplet | BadRow]:
-        read = [_text_or_error(text, row, index) for row, index in zip(rows, indices, strict=True)]
-        triplets = iter(encoder.triplets([r for r in read if not isinstance(r, BadRow)]))
-        return [r if isinstance(r, BadRow) else next(triplets) for r in read]
+    def encode(
+        rows: list[dict[str, Any]], indices: list[int]
+    ) -> list[tuple[int, Triplet | BadRow]]:
+        read: list[tuple[int, RowText | BadRow]] = []
+        for row, index in zip(rows, indices, strict=True):
+            found = value_or_error(text, row, index)
+            read += [(index, item) for item in (found if isinstance(found, list) else [found])]
+        triplets = iter(encoder.triplets([r for _, r in read if not isinstance(r, BadRow)]))
+        return [(i, r if isinstance(r, BadRow) else next(triplets)) for i, r in read]
 
-    return triplet_dataset(encode, cfg, source, columns)
+    return triplet_dataset(encode, cfg, source, columns, encoder.words)
 
 
-def _text_or_error(
-    text: Callable[[dict[str, Any], int], RowText], row: dict[str, Any], index: int
-) -> RowText | BadRow:
+def value_or_error(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | BadRow:
+    """Call a function; a row's error becomes a value, so that others are read before it is told."""
     try:
-        return text(row, index)
+        return function(*args, **kwargs)
     except BadRow as error:
         return error
 
 
 def triplet_dataset(
-    encode: EncodeRows, cfg: Any, source: str, columns: list[str]
+    encode: EncodeRows,
+    cfg: Any,
+    source: str,
+    columns: list[str],
+    words: Callable[[list[int]], str] | None = None,
 ) -> TripletDataset:
     """Make the strategy for a data set, with the YAML's length settings."""
     config = settings(cfg)
@@ -92,6 +104,7 @@ def triplet_dataset(
         columns=columns,
         sequence_len=cfg.sequence_len,
         excess_length=cfg.excess_length_strategy or "truncate",
+        words=words,
         with_texts=_task(config) != "train",
     )
 

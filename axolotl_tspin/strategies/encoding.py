@@ -1,27 +1,34 @@
 """Prompts and responses as token ids: one rule for training and for generation.
 
 A prompt is rendered with the template's generation prompt and tokenised alone, exactly as an
-engine gets it. A response is tokenised alone, as the continuation, so the same text gives the same
-tokens after every prompt. A response ends with the template's end-of-turn token unless it was cut.
+engine gets it. A response is what the template renders of the whole conversation behind that, up
+to the token with which the model ends a turn, as the tokenizer tokenises it there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from axolotl_tspin.errors import BadRow, TSpinError
+from axolotl_tspin.strategies.continuation import ResponseTokenizer
+from axolotl_tspin.strategies.turn_end import (
+    TurnEnd,
+    end_of_text,
+    end_texts,
+    find_stops,
+    without_own_end,
+)
 
-PAPER_TEMPLATE = "### Instruction: {prompt}\n\n### Response: "
-"""The prompt template of the paper's experiments (section B.1)."""
 
-ENDED_AT_ONCE = {"role": "assistant", "content": ""}
-"""A sampled turn without words. It is only the end of turn, even if a template would put something
-around an empty text (a space, say, that the policy did not sample)."""
+class Continuation(NamedTuple):
+    """A response as text behind its prompt, with the end of its turn as far as that is text.
 
-PROBE = "T-SPIN probe"
-SENTINEL = "\n"
+    Attributes:
+        end: tokens that end the response if its text does not; empty if it was cut.
+    """
+
+    text: str
+    end: Sequence[int]
 
 
 class RowText(NamedTuple):
@@ -30,311 +37,140 @@ class RowText(NamedTuple):
     Attributes:
         prompt: the rendered prompt, which the policy continues.
         messages: the prompt as the data set had it; None for plain text.
-        annotated: the annotated response's words, or all that the template renders of it if that is
-            more (tool calls, reasoning).
-        responses: each response as a continuation, the annotated one first, and whether it ended by
-            itself.
+        responses: the responses, the annotated one first.
+        left_out: what the template leaves out of the prompt, each in a few words.
     """
 
     prompt: str
     messages: list[dict[str, Any]] | None
-    annotated: str
-    responses: list[tuple[str, bool]]
+    responses: list[Continuation]
+    left_out: tuple[str, ...] = ()
 
 
 class Triplet(NamedTuple):
     """One row, encoded. The generation step has no synthetic and proto-synthetic responses yet.
 
     Attributes:
-        prompt_text, annotated_text: texts for people who read the run directory.
+        prompt_text: the prompt, for people who read the run directory.
         messages: the prompt as the data set had it; None for plain text.
-        end_id: the end-of-turn token, at which sampling stops.
+        stop_ids: the tokens at which sampling stops, the end of a plain turn first.
         reference_logps: the three responses' log-probabilities under the frozen policy, for methods
             with a reference.
+        left_out: see `RowText`.
     """
 
     prompt_text: str
     messages: list[dict[str, Any]] | None
     prompt: list[int]
-    annotated_text: str
-    end_id: int
+    stop_ids: Sequence[int]
     annotated: list[int]
     synthetic: list[int] | None = None
     proto_synthetic: list[int] | None = None
     reference_logps: list[float] | None = None
-
-
-class ResponseTokenizer:
-    """Tokenises text as the continuation of a prompt.
-
-    Sentencepiece-style tokenizers put a space before a text's first word. A continuation has no
-    such space, so they tokenise a text after a newline, whose tokens are then removed.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._sentinel_ids = self._plain(SENTINEL)
-        behind = self._plain(SENTINEL + "a")
-        self._adds_prefix = behind[: len(self._sentinel_ids)] == self._sentinel_ids and behind[
-            len(self._sentinel_ids) :
-        ] != self._plain("a")
-
-    def _plain(self, text: str) -> list[int]:
-        return self._all_plain([text])[0]
-
-    def _all_plain(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-
-    def __call__(self, text: str) -> list[int]:
-        return self.batch([text])[0]
-
-    def batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenise each text."""
-        if not self._adds_prefix:
-            return self._all_plain(texts)
-        sentinel = self._sentinel_ids
-        return [
-            ids[len(sentinel) :] if ids[: len(sentinel)] == sentinel else self._plain(text)
-            for text, ids in zip(texts, self._all_plain([SENTINEL + t for t in texts]), strict=True)
-        ]
+    left_out: tuple[str, ...] = ()
 
 
 class Encoder:
     """Tokenises rows of text, many at once; its subclasses turn rows into text.
 
     Attributes:
-        end_ids: tokens that end a response; the last of them is the end-of-turn token.
+        stop_ids: the tokens at which sampling stops, the end of a plain turn first.
     """
 
-    end_ids: list[int]
+    stop_ids: tuple[int, ...]
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, beginning: list[int]) -> None:
         self._tokenizer = tokenizer
         self._beginning = beginning
         self._continuation = ResponseTokenizer(tokenizer)
+        self._ends: list[str] = []
 
     def triplets(self, rows: Sequence[RowText]) -> list[Triplet]:
         """Encode rows as token ids, each prompt tokenised once."""
         if not rows:
             return []
         prompts = self._tokenizer([row.prompt for row in rows], add_special_tokens=False)
-        texts = [text for row in rows for text, _ in row.responses]
-        continuations = iter(self._continuation.batch(texts))
+        pairs = list(zip(rows, prompts["input_ids"], strict=True))
+        continuations = iter(
+            self._continuation.batch(
+                [row.prompt for row in rows for _ in row.responses],
+                [ids for row, ids in pairs for _ in row.responses],
+                [response.text for row in rows for response in row.responses],
+            )
+        )
         triplets = []
-        for row, prompt in zip(rows, prompts["input_ids"], strict=True):
+        for row, ids in pairs:
             annotated, *generated = (
-                next(continuations) + (self.end_ids if ended else []) for _, ended in row.responses
+                self._ended(next(continuations), response.end) for response in row.responses
             )
             synthetic, proto_synthetic = generated or (None, None)
             triplets.append(
                 Triplet(
                     row.prompt,
                     row.messages,
-                    [*self._beginning, *prompt],
-                    row.annotated,
-                    self.end_ids[-1],
+                    [*self._beginning, *ids],
+                    self.stop_ids,
                     annotated,
                     synthetic,
                     proto_synthetic,
+                    left_out=row.left_out,
                 )
             )
         return triplets
 
+    def words(self, response: Sequence[int]) -> str:
+        """Decode a response as people read it: without the token that ends it, and as sampled
+        responses are decoded."""
+        ended = bool(response) and response[-1] in self.stop_ids
+        ids = list(response[:-1] if ended else response)
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
-class TemplateEncoder(Encoder):
-    """Encodes under a plain text template with the field `{prompt}`.
+    def _ended(self, ids: list[int], end: Sequence[int]) -> list[int]:
+        """Put the end behind a response that is to end and does not."""
+        return [*ids, *end] if end and not {*ids[-1:]} & {*self.stop_ids} else ids
+
+    def _set_ends(
+        self, ends: Sequence[TurnEnd], eot_tokens: Sequence[str], model_ends: Collection[int]
+    ) -> None:
+        self.stop_ids = find_stops(self._tokenizer, ends, eot_tokens, model_ends)
+        own = [i for end in ends for i in end.ids]
+        self._ends = end_texts(self._tokenizer, [*self.stop_ids, *own])
+
+
+class TextEncoder(Encoder):
+    """Encodes finished prompts and responses' words.
 
     Args:
-        template: the template, such as `PAPER_TEMPLATE`.
         eot_tokens: Axolotl's `eot_tokens`; the first ends a response. Without any, the end-of-text
             token does.
+        model_ends: the end tokens of the model's generation configuration.
 
     Raises:
-        TSpinError: the template has no `{prompt}`, or the tokenizer has no end-of-text token.
+        TSpinError: the tokenizer has no end-of-text token.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        template: str = PAPER_TEMPLATE,
         eot_tokens: Sequence[str] | None = None,
+        model_ends: Collection[int] = (),
     ) -> None:
-        if template.count("{prompt}") != 1:
-            raise TSpinError(
-                f"`prompt_template: {template!r}` must contain {{prompt}} exactly once"
-            )
         super().__init__(tokenizer, _beginning(tokenizer))
-        self._template = template
-        self.end_ids = [_eot_id(tokenizer, eot_tokens)]
+        self._end = [end_of_text(tokenizer, eot_tokens or ())]
+        self._set_ends([TurnEnd("", "", self._end)], eot_tokens or (), model_ends)
 
-    def text(self, prompt: str, responses: list[tuple[str, bool]]) -> RowText:
-        """Make a row from a prompt and its responses' words."""
-        text = self._template.replace("{prompt}", prompt)
-        return RowText(text, None, responses[0][0], responses)
-
-
-class ChatEncoder(Encoder):
-    """Encodes under a chat template.
-
-    Args:
-        chat_template: the Jinja source.
-        eot_tokens: Axolotl's `eot_tokens`, for templates whose end of turn is not a special token.
-        source: name of the data set in errors.
-
-    Raises:
-        TSpinError: the template cannot be rendered, or does not continue its generation prompt.
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        chat_template: str,
-        *,
-        template_kwargs: dict[str, Any] | None = None,
-        eot_tokens: Sequence[str] | None = None,
-        source: str = "the data set",
-    ) -> None:
-        super().__init__(tokenizer, [])
-        self._template = chat_template
-        self._kwargs = template_kwargs or {}
-        self._source = source
-        self._suffix, self.end_ids = self._end_of_turn(eot_tokens)
-
-    def text(
-        self,
-        messages: list[dict[str, Any]],
-        responses: Sequence[tuple[dict[str, Any] | str, bool]],
-        tools: list[Any] | None = None,
-        *,
-        where: str | None = None,
-    ) -> RowText:
-        """Render messages and the assistant turns (or their words) after them.
-
-        Args:
-            where: names the row in errors; by default only the source.
-
-        Raises:
-            TSpinError: the template refuses the messages, leaves out their tool calls, or does
-                not continue its generation prompt.
-        """
-        where = where or self._source
-        turns = [
-            {"role": "assistant", "content": turn} if isinstance(turn, str) else turn
-            for turn, _ in responses
+    def text(self, prompt: str, responses: Sequence[tuple[str, bool]]) -> RowText:
+        """Make a row from a prompt, and each response's words and whether it ended by itself."""
+        continuations = [
+            Continuation(without_own_end(words, self._ends), self._end)
+            if ended
+            else Continuation(words, ())
+            for words, ended in responses
         ]
-        calls = any(message.get("tool_calls") for message in [*messages, *turns])
-        if calls and "tool_calls" not in self._template:
-            raise BadRow(
-                f"{where}: its messages have tool calls, which the chat template leaves out; drop "
-                "the row, or give a template that has them with `chat_template`",
-                "tool calls that the template leaves out",
-            )
-        prompt = self._render(messages, tools, where, add_generation_prompt=True)
-        continuations = [self._continued(prompt, messages, turn, tools, where) for turn in turns]
-        words = {"role": "assistant", "content": turns[0]["content"]}
-        plain = turns[0] == words or (
-            words["content"] is not None
-            and self._continued(prompt, messages, words, tools, where) == continuations[0]
-        )
-        annotated = words["content"] if plain else continuations[0]
-        ended = [ended for _, ended in responses]
-        return RowText(prompt, messages, annotated, list(zip(continuations, ended, strict=True)))
-
-    def _continued(
-        self,
-        prompt: str,
-        messages: list[dict[str, Any]],
-        turn: dict[str, Any],
-        tools: list[Any] | None,
-        where: str,
-    ) -> str:
-        if turn == ENDED_AT_ONCE:
-            return ""
-        whole = self._render([*messages, turn], tools, where, add_generation_prompt=False)
-        if not whole.startswith(prompt):
-            raise BadRow(
-                f"{where}: the chat template renders the generation prompt as "
-                f"{prompt[-60:]!r}, but does not begin the assistant's turn so; T-SPIN needs the "
-                "same prompt in training and generation. Give a template in which both agree "
-                "with `chat_template: jinja` and `chat_template_jinja`",
-                "a prompt that the template changes once it is answered",
-            )
-        return whole[len(prompt) :].removesuffix(self._suffix)
-
-    def _render(
-        self,
-        messages: list[dict[str, Any]],
-        tools: list[Any] | None,
-        where: str,
-        *,
-        add_generation_prompt: bool,
-    ) -> str:
-        try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                tools=tools,
-                chat_template=self._template,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                **self._kwargs,
-            )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise BadRow(
-                f"{where}: the chat template cannot render messages of the roles {roles}: {error}. "
-                "Fix or drop the row, or give a template that can with `chat_template: jinja` and "
-                "`chat_template_jinja`",
-                "messages that the template cannot render",
-            ) from error
-        assert isinstance(text, str)
-        return text
-
-    def _end_of_turn(self, eot_tokens: Sequence[str] | None) -> tuple[str, list[int]]:
-        """Find the text that the template puts after an assistant's words, and its token ids up to
-        the end-of-turn token (the end-of-text token if the template has none)."""
-        conversation = [
-            {"role": "user", "content": "Hello."},
-            {"role": "assistant", "content": PROBE},
-        ]
-        whole = self._render(conversation, None, self._source, add_generation_prompt=False)
-        if PROBE not in whole:
-            raise TSpinError(f"{self._source}: the chat template leaves out the assistant's words")
-        suffix = whole.rpartition(PROBE)[2]
-        ids = self._continuation(suffix)
-        ends = {_token_id(self._tokenizer, token) for token in eot_tokens or ()}
-        ends = ends or {*self._tokenizer.all_special_ids, *_special_added_ids(self._tokenizer)}
-        for position, token in enumerate(ids):
-            if token in ends:
-                return suffix, ids[: position + 1]
-        return suffix, [_eot_id(self._tokenizer, eot_tokens)]
+        return RowText(prompt, None, continuations)
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Find the begin-of-text token, if the tokenizer puts one before a text."""
     first = tokenizer("a")["input_ids"][:1]
     return first if first == [tokenizer.bos_token_id] else []
-
-
-def _token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    ids = tokenizer(token, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        raise TSpinError(
-            f"`eot_tokens`: {token!r} is {len(ids)} tokens of this tokenizer, not one; add it "
-            "with `tokens:` or name another"
-        )
-    return ids[0]
-
-
-def _special_added_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-
-
-def _eot_id(tokenizer: PreTrainedTokenizerBase, eot_tokens: Sequence[str] | None) -> int:
-    if eot_tokens:
-        return _token_id(tokenizer, eot_tokens[0])
-    if tokenizer.eos_token_id is None:
-        raise TSpinError(
-            "the tokenizer has no end-of-text token to end a response with; name one in the YAML: "
-            "special_tokens: {eos_token: <a token of the vocabulary>}"
-        )
-    return tokenizer.eos_token_id

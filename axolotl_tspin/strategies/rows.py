@@ -1,12 +1,24 @@
 """Reader of prompts and responses in a data set's rows, with errors that name the place."""
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from axolotl.utils.dict import remove_none_values
 
 from axolotl_tspin.errors import BadRow, UntrainedRow
+from axolotl_tspin.strategies.messages import (
+    OPENAI,
+    MessageFormat,
+    Place,
+    checked_text,
+    kind_of,
+    may_be_blank,
+    parsed,
+    read_message,
+    untrained_reason,
+    with_parsed,
+    with_words,
+)
 
 DEFAULT_ROLES = {
     "system": ["system", "developer"],
@@ -14,23 +26,16 @@ DEFAULT_ROLES = {
     "assistant": ["assistant", "gpt"],
     "tool": ["tool", "function"],
 }
-OPENAI = {"role": "role", "content": "content"}
-SHAREGPT = {"role": "from", "content": "value"}
-"""Names of a message's role and content in the two recognised shapes."""
-
-NEVER_BLANK = ("user", "assistant")
-"""Roles whose messages must have words; a system prompt or a tool's answer may be empty."""
-
-
-TRAINING_KEYS = ("weight", "train")
-"""Keys of a turn with which public data says whether it is trained on (OpenAI's, Axolotl's)."""
 
 SYSTEM_COLUMN = "system"
 """Axolotl reads a row's system prompt here, whatever the YAML says."""
 
+THINKING = "reasoning_content"
+"""Axolotl's default of `field_thinking` and `template_thinking_key`."""
+
 
 class Conversation(NamedTuple):
-    """The messages before the last assistant turn, and that turn: the annotated response."""
+    """An assistant turn, the annotated response, and the messages before it."""
 
     prompt: list[dict[str, Any]]
     response: dict[str, Any]
@@ -44,9 +49,13 @@ class RowReader:
         message_keys: `message_property_mappings`, from a template's names of a message's keys to
             the data's. Where role and content have OpenAI's names, ShareGPT's are read too.
         roles: Axolotl's `roles`, target role → names in the data; joined with the usual names.
-        drop_system_message: leave system messages out of prompts.
+        drop_system_message: leave out the system message that begins a conversation.
+        thinking: Axolotl's `template_thinking_key`, the template's key of a thought.
+        split_thinking: Axolotl's key: split thoughts from an assistant's words at their tags.
         field_training: Axolotl's `message_field_training`, the key that says whether a turn is
             trained on.
+        field_training_detail: Axolotl's `message_field_training_detail`, the key with the spans of
+            a turn that are trained on.
     """
 
     def __init__(
@@ -56,42 +65,33 @@ class RowReader:
         message_keys: Mapping[str, str] | None = None,
         roles: Mapping[str, list[str]] | None = None,
         drop_system_message: bool = False,
+        thinking: str = THINKING,
+        split_thinking: bool = False,
         field_training: str | None = None,
+        field_training_detail: str | None = None,
     ) -> None:
         self.source = source
-        self.message_keys = OPENAI | dict(message_keys or {})
-        self.role_of = {n: role for role, names in DEFAULT_ROLES.items() for n in names}
-        self.role_of |= {n: role for role, names in (roles or {}).items() for n in names}
+        names = [*DEFAULT_ROLES.items(), *(roles or {}).items()]
         self.drop_system_message = drop_system_message
-        self.field_training = field_training
+        self._format = MessageFormat(
+            keys=OPENAI | dict(message_keys or {}),
+            role_of={name: role for role, of_role in names for name in of_role},
+            thinking=thinking,
+            split_thinking=split_thinking,
+            training=field_training,
+            training_detail=field_training_detail,
+        )
 
     def error(self, row: int, column: str, problem: str, kind: str) -> BadRow:
         """Make the error of a row; `kind` is the fault as `BadRow` counts it."""
-        return BadRow(f"{self.source}: row {row}, column '{column}': {problem}", kind)
+        return self._place(row, column).error(problem, kind)
+
+    def _place(self, row: int, column: str) -> Place:
+        return Place(self.source, row, column)
 
     def text(self, row: int, column: str, value: Any, *, may_be_blank: bool = False) -> str:
         """Read a column of text; anything else is an error, as is blank text by default."""
-        if isinstance(value, list) and value and all(isinstance(p, Mapping) for p in value):
-            kinds = ", ".join(sorted({str(part.get("type")) for part in value}))
-            raise self.error(
-                row,
-                column,
-                f"expected text, found content parts of the types {kinds}; only text parts are "
-                "supported, so drop the row",
-                "content that is not text",
-            )
-        if not isinstance(value, str):
-            raise self.error(
-                row,
-                column,
-                f"expected text, found {_kind(value)}; fix or drop it",
-                "content that is not text",
-            )
-        if not may_be_blank and not value.strip():
-            raise self.error(
-                row, column, "the text is empty; fill it in or drop the row", "empty text"
-            )
-        return value
+        return checked_text(self._place(row, column), value, may_be_blank=may_be_blank)
 
     def response(
         self,
@@ -109,22 +109,23 @@ class RowReader:
             prompt: the messages that the row's annotated response answers; messages before this
                 response must be the same.
         """
+        place = self._place(row, column)
         if isinstance(value, list):
-            messages = self._up_to_response(row, column, value)
-            self._check_prompt(row, column, messages[:-1], prompt)
-            message, column = messages[-1], f"{column}[{len(messages) - 1}]"
+            messages = self._up_to_response(place, value)
+            _check_prompt(place, messages[:-1], prompt)
+            message, place = messages[-1], place.at(f"[{len(messages) - 1}]")
         elif isinstance(value, Mapping):
-            message = self.message(row, column, 0, value)
+            (item,) = _without_nested_nulls([value])
+            message = read_message(place, 0, item, self._format)
             if message["role"] != "assistant":
-                raise self.error(
-                    row,
-                    column,
+                raise place.error(
                     f"expected an assistant message, found one of '{message['role']}'",
                     "no assistant turn",
                 )
         else:
             message = {"role": "assistant", "content": value}
-        self._check_content(row, column, message, may_be_blank=may_be_blank)
+            message = with_words(place, message, self._format)
+        _check_content(place, message, blank=may_be_blank)
         return message
 
     def words(self, row: int, column: str, message: Mapping[str, Any]) -> str:
@@ -138,216 +139,161 @@ class RowReader:
             )
         return str(message["content"])
 
-    def conversation(self, row: int, column: str, value: Any, system: Any = None) -> Conversation:
-        """Read messages in OpenAI's or ShareGPT's shape; messages after the last assistant turn are
-        left out.
-
-        Args:
-            system: the row's column "system", which comes before a conversation that does not
-                begin with a system message, as Axolotl has it; None or blank for none.
-
-        Raises:
-            UntrainedRow: the data set excludes the last assistant turn from training.
-        """
-        kept: list[dict[str, Any]] = []
-        for index, message in enumerate(self._up_to_response(row, column, value)):
-            if self.drop_system_message and message["role"] == "system":
-                continue
-            self._check_content(row, f"{column}[{index}]", message)
-            kept.append(message)
-        *prompt, response = kept
-        self._check_trained(row, column, response)
-        if (
-            system
-            and not self.drop_system_message
-            and (not prompt or prompt[0]["role"] != "system")
-        ):
-            words = self.text(row, SYSTEM_COLUMN, system, may_be_blank=True)
-            prompt = [{"role": "system", "content": words}, *prompt] if words.strip() else prompt
-        if not any(message["role"] != "system" for message in prompt):
-            raise self.error(
-                row, column, "nothing comes before the assistant turn: no prompt", "no prompt"
-            )
-        return Conversation(prompt, response)
-
-    def _check_trained(self, row: int, column: str, response: Mapping[str, Any]) -> None:
-        """Raise UntrainedRow where a key of the turn says that it is not to be trained on."""
-        for key in (self.field_training, *TRAINING_KEYS):
-            value = response.get(key) if key else None
-            if value is not None and value in (0, False):
-                raise UntrainedRow(
-                    f"{self.source}: row {row}, column '{column}': the last assistant turn has "
-                    f"'{key}: {value}'",
-                    f"the last assistant turn has '{key}: {value}'",
-                )
-
-    def _check_prompt(
+    def conversation(
         self,
         row: int,
         column: str,
-        messages: Sequence[Mapping[str, Any]],
-        prompt: Sequence[Mapping[str, Any]],
-    ) -> None:
-        """Refuse a response to another prompt; without messages it is only the response."""
-        answered, expected = _turns(messages), _turns(prompt)
-        if answered and expected and answered != expected:
-            raise self.error(
-                row,
-                column,
-                f"its response answers {answered[-1]!r:.60}, the annotated one answers "
-                f"{expected[-1]!r:.60}; all responses of a row must answer one prompt, so drop "
-                "the row",
-                "responses to different prompts",
-            )
+        value: Any,
+        system: Any = None,
+        *,
+        turn: Literal["first", "last"] = "last",
+    ) -> Conversation:
+        """Read the conversation of the first or the last assistant turn; see `conversations`.
+
+        Raises:
+            BadRow: it cannot be trained on.
+            UntrainedRow: the data set excludes the turn from training.
+        """
+        found = self.conversations(row, column, value, system)
+        conversation = found[0 if turn == "first" else -1]
+        if isinstance(conversation, BadRow):
+            raise conversation
+        return conversation
+
+    def conversations(
+        self, row: int, column: str, value: Any, system: Any = None
+    ) -> list[Conversation | BadRow]:
+        """Read messages in OpenAI's or ShareGPT's shape: each assistant turn with the conversation
+        before it, or the error of one that cannot be trained on. A message that cannot be read ends
+        the list. Messages after the last assistant turn are left out.
+
+        Args:
+            system: the row's column "system", which comes before a conversation that does not
+                begin with a system message, as Axolotl has it; None for none.
+        """
+        found: list[Conversation | BadRow] = []
+        try:
+            found.extend(self._turns(self._place(row, column), value, system))
+        except BadRow as error:
+            found.append(error)
+        return found
+
+    def _turns(self, place: Place, value: Any, system: Any) -> Iterator[Conversation | BadRow]:
+        """Yield each assistant turn; an error that is raised is that of all later turns."""
+        prompt: list[dict[str, Any]] = []
+        since: list[tuple[int, dict[str, Any]]] = []
+        has_turns = False
+        for index, item in enumerate(_messages(place, value)):
+            message = read_message(place, index, item, self._format)
+            if index == 0:
+                begins_with_system = message["role"] == "system"
+                if begins_with_system and self.drop_system_message:
+                    continue
+                if system is not None and not (begins_with_system or self.drop_system_message):
+                    prompt.append(self._system_message(place, system))
+            since.append((index, message))
+            if message["role"] != "assistant":
+                continue
+            for number, said in since:
+                _check_content(place.at(f"[{number}]"), said)
+            prompt += [said for _, said in since[:-1]]
+            yield self._conversation(place.at(f"[{index}]"), prompt, message, item)
+            prompt.append(message)
+            since, has_turns = [], True
+        if not has_turns:
+            raise _no_assistant_turn(place)
+
+    def _system_message(self, place: Place, system: Any) -> dict[str, Any]:
+        place = place._replace(column=SYSTEM_COLUMN)
+        return {"role": "system", "content": checked_text(place, system, may_be_blank=True)}
+
+    def _conversation(
+        self,
+        place: Place,
+        prompt: Sequence[dict[str, Any]],
+        response: dict[str, Any],
+        item: Mapping[str, Any],
+    ) -> Conversation | BadRow:
+        try:
+            reason = untrained_reason(place, item, response, self._format)
+        except BadRow as error:
+            return error
+        if reason:
+            return UntrainedRow(f"{place.source}: row {place.row}: {reason}", reason)
+        if not any(message["role"] != "system" for message in prompt):
+            return place.error("nothing comes before the assistant turn: no prompt", "no prompt")
+        return Conversation(list(prompt), response)
 
     def tools(self, row: int, column: str, value: Any) -> list[dict[str, Any]] | None:
         """Read a conversation's tools: a list, or one as JSON text; None if there are none."""
-        tools = self._parsed(row, column, remove_none_values(value))
-        if not tools:
-            return None
-        return self._with_parsed(row, column, tools, "parameters")
+        place = self._place(row, column)
+        tools = parsed(place, remove_none_values(value))
+        return with_parsed(place, tools, "parameters") if tools else None
 
-    def _up_to_response(self, row: int, column: str, value: Any) -> list[dict[str, Any]]:
-        """Read a list of messages, or one as JSON text, up to its last assistant turn."""
-        if isinstance(value, str) and value.lstrip().startswith("["):
-            value = self._parsed(row, column, value)
-        if not isinstance(value, list) or not value:
-            raise self.error(
-                row,
-                column,
-                f"expected a list of messages, found {_kind(value)}; name the right column with "
-                "`field_messages`",
-                "no list of messages",
-            )
-        messages = [self.message(row, column, i, message) for i, message in enumerate(value)]
+    def _up_to_response(self, place: Place, value: Any) -> list[dict[str, Any]]:
+        """Read a list of messages up to its last assistant turn."""
+        messages = [
+            read_message(place, index, item, self._format)
+            for index, item in enumerate(_messages(place, value))
+        ]
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if not turns:
-            raise self.error(
-                row,
-                column,
-                "the conversation has no assistant turn, so there is no annotated response; drop "
-                "the row, or name the data's assistant role with `roles: {assistant: [...]}`",
-                "no assistant turn",
-            )
+            raise _no_assistant_turn(place)
         return messages[: turns[-1] + 1]
 
-    def _check_content(
-        self, row: int, column: str, message: Mapping[str, Any], *, may_be_blank: bool = False
-    ) -> None:
-        """Refuse content that a template would render as nothing, or not at all."""
-        calls = message["role"] == "assistant" and message.get("tool_calls")
-        if calls and message["content"] is None:
-            return
-        may_be_blank = may_be_blank or bool(calls) or message["role"] not in NEVER_BLANK
-        self.text(row, column, message["content"], may_be_blank=may_be_blank)
 
-    def message(self, row: int, column: str, index: int, value: Any) -> dict[str, Any]:
-        """Read one message: the keys `role` and `content`, the others that `message_keys` maps, and
-        all further keys. Keys without a value are left out at every depth, because a data set gives
-        every row the keys of all rows."""
-        if not isinstance(value, Mapping):
-            raise self.error(
-                row, column, f"message {index} is {_kind(value)}, not a message", "not a message"
-            )
-        present = remove_none_values(value)
-        keys = self.message_keys
-        if OPENAI.items() <= keys.items() and "role" not in present and "from" in present:
-            keys = keys | SHAREGPT
-        if keys["role"] not in present or keys["content"] not in value:
-            raise self.error(
-                row,
-                column,
-                f"message {index} has the keys {sorted(value)}, not '{keys['role']}' and "
-                f"'{keys['content']}'; name them with `message_property_mappings`",
-                "a message without role or content",
-            )
-        name = present[keys["role"]]
-        role = self.role_of.get(name) if isinstance(name, str) else None
-        if role is None:
-            raise self.error(
-                row,
-                column,
-                f"message {index} has the unknown role {name!r} (known: "
-                f"{', '.join(sorted(self.role_of))}); map it with "
-                f"`roles: {{{_likely_role(name)}: [{name}]}}`",
-                "an unknown role",
-            )
-        mapped = {key: present[theirs] for key, theirs in keys.items() if theirs in present}
-        rest = {key: item for key, item in present.items() if key not in keys.values()}
-        message = {"role": role, "content": _joined_parts(present.get(keys["content"]))}
-        message |= {key: item for key, item in (rest | mapped).items() if key not in message}
-        if message.get("tool_calls"):
-            where = f"{column}[{index}].tool_calls"
-            calls = self._parsed(row, where, message["tool_calls"])
-            message["tool_calls"] = self._with_parsed(row, where, calls, "arguments")
-        return message
-
-    def _with_parsed(self, row: int, column: str, functions: Any, key: str) -> list[dict[str, Any]]:
-        """Parse tools or tool calls whose `key` may be JSON text, which templates would encode a
-        second time."""
-        if not isinstance(functions, list) or not all(isinstance(f, Mapping) for f in functions):
-            raise self.error(
-                row,
-                column,
-                f"expected a list of objects, found {_kind(functions)}; fix or drop it",
-                "tools or tool calls that are not objects",
-            )
-        parsed = []
-        for index, item in enumerate(functions):
-            nested = isinstance(item.get("function"), Mapping)
-            function = dict(item["function"] if nested else item)
-            if key in function:
-                function[key] = self._parsed(row, f"{column}[{index}].{key}", function[key])
-            parsed.append({**item, "function": function} if nested else function)
-        return parsed
-
-    def _parsed(self, row: int, column: str, value: Any) -> Any:
-        """Parse a value that may be JSON text."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError as error:
-            raise self.error(
-                row,
-                column,
-                f"expected JSON, found {_kind(value)} ({error}); fix or drop it",
-                "torn JSON",
-            ) from error
+def _messages(place: Place, value: Any) -> list[Any]:
+    """Read a list of messages, or one as JSON text."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = parsed(place, value)
+    elif isinstance(value, list):
+        value = _without_nested_nulls(value)
+    if not isinstance(value, list) or not value:
+        raise place.error(
+            f"expected a list of messages, found {kind_of(value)}; name the right column with "
+            "`field_messages`",
+            "no list of messages",
+        )
+    return value
 
 
-def _turns(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+def _without_nested_nulls(messages: Sequence[Any]) -> list[Any]:
+    """Leave out nulls within the values of messages: a data set gives every object the keys of all.
+    JSON text has its own nulls only."""
+    return [
+        {key: remove_none_values(item) for key, item in message.items()}
+        if isinstance(message, Mapping)
+        else message
+        for message in messages
+    ]
+
+
+def _no_assistant_turn(place: Place) -> BadRow:
+    return place.error(
+        "the conversation has no assistant turn, so there is no annotated response; drop the row, "
+        "or name the data's assistant role with `roles: {assistant: [...]}`",
+        "no assistant turn",
+    )
+
+
+def _check_content(place: Place, message: Mapping[str, Any], *, blank: bool = False) -> None:
+    """Refuse content that a template would render as nothing, or not at all."""
+    checked_text(place, message["content"], may_be_blank=blank or may_be_blank(message))
+
+
+def _check_prompt(
+    place: Place, messages: Sequence[Mapping[str, Any]], prompt: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse a response to another prompt; without messages it is only the response."""
+    answered, expected = _without_system(messages), _without_system(prompt)
+    if answered and expected and answered != expected:
+        raise place.error(
+            f"its response answers {answered[-1]!r:.60}, the annotated one answers "
+            f"{expected[-1]!r:.60}; all responses of a row must answer one prompt, so drop the row",
+            "responses to different prompts",
+        )
+
+
+def _without_system(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
     """The turns of a prompt, without system messages, which one column may leave out."""
     return [(m["role"], m["content"]) for m in messages if m["role"] != "system"]
-
-
-def _likely_role(name: Any) -> str:
-    """Guess the role that an unknown name stands for."""
-    words = str(name).lower()
-    if any(part in words for part in ("tool", "function_resp", "observation", "ipython")):
-        return "tool"
-    if any(part in words for part in ("model", "gpt", "bot", "assistant", "function", "agent")):
-        return "assistant"
-    return "system" if any(part in words for part in ("system", "context")) else "user"
-
-
-def _joined_parts(content: Any) -> Any:
-    """Join OpenAI's content parts to one text, if all are text."""
-    if not isinstance(content, list):
-        return content
-    texts = [
-        part["text"]
-        for part in content
-        if isinstance(part, Mapping)
-        and part.get("type", "text") == "text"
-        and isinstance(part.get("text"), str)
-    ]
-    return "".join(texts) if len(texts) == len(content) else content
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, list) and not value:
-        return "an empty list"
-    return f"{type(value).__name__} {value!r}"[:80]

@@ -19,20 +19,24 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
     method with a reference, rows get their log-probabilities under the frozen policy."""
     references = _references(cfg, Path(ds_cfg.path))
 
-    def encode(rows: list[dict[str, Any]], indices: list[int]) -> list[Triplet | BadRow]:
+    def encode(
+        rows: list[dict[str, Any]], indices: list[int]
+    ) -> list[tuple[int, Triplet | BadRow]]:
         return [
-            Triplet(
-                row["prompt"],
-                None,
-                row["prompt_ids"],
-                row["annotated"],
-                row["end_id"],
-                row["annotated_ids"],
-                row["synthetic_ids"],
-                row["proto_synthetic_ids"],
-                references[row["row"]] if references else None,
+            (
+                index,
+                Triplet(
+                    row["prompt"],
+                    None,
+                    row["prompt_ids"],
+                    row["stop_ids"],
+                    row["annotated_ids"],
+                    row["synthetic_ids"],
+                    row["proto_synthetic_ids"],
+                    references[row["row"]] if references else None,
+                ),
             )
-            for row in rows
+            for index, row in zip(indices, rows, strict=True)
         ]
 
     return triplet_dataset(encode, cfg, ds_cfg.path, COLUMNS)

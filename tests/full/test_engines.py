@@ -112,7 +112,7 @@ def engine_of(backend: str, policy: Policy, temperature: float):
                 ),
                 policy=policy,
                 strangers=[],
-                tokenize=list,
+                tokenize=lambda prompt_ids, text: list(text),
             )
         stack.callback(engine.close)
         yield engine

@@ -49,6 +49,26 @@ def test_triplets_hold_what_was_sampled(generated_run, tokenizer):
     assert "length" in reasons
 
 
+def test_the_end_token_that_came_is_what_is_recorded(make_yaml, policy_dir, tokenizer, tmp_path):
+    """The model's own list has a third of the vocabulary, so that most responses end by one."""
+    model = shutil.copytree(policy_dir, tmp_path / "model")
+    own = list(range(400, len(tokenizer)))
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": own}))
+    generate(make_yaml(rows=10, base_model=str(model)))
+    rows = rows_of(RunDirectory(tmp_path / "out").iteration(0).triplets("train"))
+    stops = {tokenizer.eos_token_id, *own}
+    ends = set()
+    for row in rows:
+        assert row["stop_ids"] == [tokenizer.eos_token_id, *own]
+        *before, last = row["synthetic_ids"]
+        assert stops.isdisjoint(before)
+        assert (last in stops) == (row["synthetic_finish_reason"] == "stop")
+        words = before if last in stops else [*before, last]
+        assert row["synthetic"] == tokenizer.decode(words, skip_special_tokens=True)
+        ends |= {last} & stops
+    assert len(ends) > 3, "not the template's in place of the one that came"
+
+
 def test_generating_again_does_nothing(generated_run):
     path, directory = generated_run
     before = directory.iteration(0).triplets("train").stat().st_mtime_ns

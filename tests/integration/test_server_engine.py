@@ -183,7 +183,7 @@ def engine(folder, *servers, strangers=(), tokenize=None, of=ServerEngine, **key
         GenerationConfig(backend="server", servers=urls, **keys),
         policy=Policy(str(folder)),
         strangers=list(strangers),
-        tokenize=tokenize or (lambda text: [int(t) for t in text.split()]),
+        tokenize=tokenize or (lambda prompt, text: [int(t) for t in text.split()]),
     )
 
 

@@ -41,7 +41,8 @@ def prompts(tmp_path, monkeypatch) -> Prompts:
             "prompt_messages": "",
             "input_ids": [row, 1],
             "labels": [-100, 1],
-            "end_id": 2,
+            "stop_ids": [2],
+            "source_row": 0,
         }
         for row in range(70)
     ]

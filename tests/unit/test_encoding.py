@@ -8,12 +8,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.strategies.encoding import (
-    PAPER_TEMPLATE,
-    ChatEncoder,
-    ResponseTokenizer,
-    TemplateEncoder,
-)
+from axolotl_tspin.strategies.chat_encoding import ChatEncoder
+from axolotl_tspin.strategies.continuation import ResponseTokenizer
+from axolotl_tspin.strategies.encoding import TextEncoder
+from axolotl_tspin.strategies.text_template import PAPER_TEMPLATE, rendered
 
 USER = [{"role": "user", "content": "What is 2 + 3?"}]
 
@@ -43,14 +41,15 @@ def encoded(encoder, prompt, response, ended=True):
 
 @given(st.text(max_size=40))
 def test_a_response_decodes_to_its_text_after_every_prompt(tokenizer, text):
-    encoder = TemplateEncoder(tokenizer)
+    encoder = TextEncoder(tokenizer)
     row = encoded(encoder, "Add the numbers.", text)
     assert row.annotated[-1:] == [tokenizer.eos_token_id]
     assert tokenizer.decode(row.prompt + row.annotated[:-1]) == row.prompt_text + text
 
 
 def test_the_papers_template(tokenizer):
-    row = encoded(TemplateEncoder(tokenizer), "Say {hello}.", "Hello.")
+    prompt = rendered(PAPER_TEMPLATE, {"prompt": "Say {hello}."})
+    row = encoded(TextEncoder(tokenizer), prompt, "Hello.")
     assert row.prompt_text == "### Instruction: Say {hello}.\n\n### Response: "
     assert PAPER_TEMPLATE.format(prompt="x") == "### Instruction: x\n\n### Response: "
     assert tokenizer.decode(row.prompt) == row.prompt_text
@@ -58,21 +57,16 @@ def test_the_papers_template(tokenizer):
 
 def test_a_continuation_has_no_space_of_its_own(sentencepiece_tokenizer):
     plain = sentencepiece_tokenizer("Hello", add_special_tokens=False)["input_ids"]
-    continued = ResponseTokenizer(sentencepiece_tokenizer)("Hello")
+    prompt = sentencepiece_tokenizer("Response", add_special_tokens=False)["input_ids"]
+    continued = ResponseTokenizer(sentencepiece_tokenizer).behind(prompt, "Hello")
     assert sentencepiece_tokenizer.convert_ids_to_tokens(plain) == ["▁Hello"]
     assert sentencepiece_tokenizer.convert_ids_to_tokens(continued) == ["Hello"]
 
 
 def test_a_text_template_begins_as_the_tokenizer_begins_a_text(sentencepiece_tokenizer):
-    row = encoded(TemplateEncoder(sentencepiece_tokenizer, "{prompt} Response"), "a", "Hello")
+    row = encoded(TextEncoder(sentencepiece_tokenizer), "a Response", "Hello")
     assert row.prompt[0] == 1
     assert [*row.prompt, *row.annotated].count(1) == 1
-
-
-@pytest.mark.parametrize("template", ["no field", "{prompt} and {prompt}"])
-def test_a_template_needs_one_prompt_field(tokenizer, template):
-    with pytest.raises(TSpinError, match="exactly once"):
-        TemplateEncoder(tokenizer, template)
 
 
 def test_chat_prompt_is_the_generation_prompt_and_a_response_ends_with_the_end_of_turn(tokenizer):
@@ -97,13 +91,13 @@ def test_the_end_of_turn_may_stand_behind_other_tokens_or_be_missing(tokenizer):
     textual += "{% if add_generation_prompt %}assistant: {% endif %}"
     encoder = ChatEncoder(tokenizer, textual)
     assert tokenizer.decode(encoded(encoder, USER, "Five").annotated) == "Five<|im_end|>"
-    assert encoder.end_ids == [tokenizer.eos_token_id]
+    assert encoder.stop_ids == (tokenizer.eos_token_id,)
 
 
 def test_eot_tokens_names_the_end_of_turn(tokenizer):
     template = CHATML.replace("<|im_end|>", "<|endoftext|>")
     encoder = ChatEncoder(tokenizer, template, eot_tokens=["<|endoftext|>"])
-    assert encoder.end_ids == [tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+    assert encoder.stop_ids[0] == tokenizer.convert_tokens_to_ids("<|endoftext|>")
     with pytest.raises(TSpinError, match="eot_tokens"):
         ChatEncoder(tokenizer, CHATML, eot_tokens=["two tokens"])
 
@@ -122,6 +116,7 @@ def test_special_tokens_in_the_words_do_not_end_a_response_early(tokenizer):
 
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=5))
 def test_many_rows_at_once_are_the_rows_one_by_one(sentencepiece_tokenizer, texts):
-    encoder = TemplateEncoder(sentencepiece_tokenizer, "{prompt} Response")
-    rows = [encoder.text(t, [(t, True), (t[::-1], False), (t + t, True)]) for t in texts]
+    encoder = TextEncoder(sentencepiece_tokenizer)
+    responses = [[(t, True), (t[::-1], False), (t + t, True)] for t in texts]
+    rows = [encoder.text(f"{r[0][0]} Response", r) for r in responses]
     assert encoder.triplets(rows) == [encoder.triplets([row])[0] for row in rows]

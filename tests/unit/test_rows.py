@@ -83,7 +83,7 @@ def test_arguments_of_tool_calls_are_json_text_or_what_is_left_without_nulls(con
     prompt, response = RowReader("d").conversation(0, "messages", [*messages, RESULT, ANSWER])
     nested = {"nested": {"y": None}} if "nested" in arguments else {}
     read = {"id": "c1", "function": {"name": "add", "arguments": {"x": 1} | nested}}
-    called = {"role": "assistant", "content": content, "tool_calls": [read]}
+    called = {"role": "assistant", "content": content or "", "tool_calls": [read]}
     assert (prompt, response) == ([ASK, called, RESULT], ANSWER)
     assert RowReader("d").conversation(0, "messages", messages) == ([ASK], called)
     assert call["function"]["arguments"] == arguments, "the row itself stays as it is"
@@ -197,10 +197,12 @@ def test_a_bad_response(value, problem):
         ([{"role": "user", "content": None}, ANSWER], r"\[0\].*found null"),
         ([{"role": "user", "content": "  "}, ANSWER], r"\[0\].*is empty"),
         ([ASK, ANSWER | {"content": ""}, ASK, ANSWER], r"\[1\].*is empty"),
-        ([{"role": "system", "content": None}, ASK, ANSWER], r"\[0\].*found null"),
-        ([ASK, RESULT | {"content": None}, ANSWER], r"\[1\].*found null"),
         ([ASK | {"content": [IMAGE, LOOK]}, ANSWER], r"\[0\].*content parts.*image, text.*drop"),
-        ([ASK | {"content": [{"type": "text", "text": None}]}, ANSWER], r"\[0\].*content parts"),
+        ([ASK | {"content": [{"type": "text", "text": None}]}, ANSWER], r"\[0\].*is empty"),
+        ([ASK | {"content": [LOOK | {"image_url": "x"}]}, ANSWER], r"\[0\].*content parts"),
+        ([ASK | {"content": [{"words": "Look"}]}, ANSWER], r"\[0\].*content parts"),
+        ([ASK, ANSWER | {"reasoning_content": [IMAGE]}], r"\[1\]\.reasoning_content.*parts"),
+        ([{"role": "user"}, ANSWER], r"keys \['role'\].*message_property_mappings"),
         ([ASK | {"content": ["Look"]}, ANSWER], r"\[0\].*found list"),
         ([ASK | {"tool_calls": [CALL], "content": None}, ANSWER], r"\[0\].*found null"),
         ([ASK, ANSWER | {"tool_calls": "add(1)"}], r"\[1\]\.tool_calls.*expected JSON"),
@@ -219,7 +221,7 @@ def test_a_bad_conversation(value, problem):
 def test_what_may_be_blank_in_a_prompt_and_what_is_not_looked_at():
     messages = [{"role": "system", "content": ""}, ASK, RESULT, ANSWER]
     assert RowReader("d").conversation(0, "messages", messages) == (messages[:3], ANSWER)
-    dropped = [{"role": "system", "content": None}, ASK, ANSWER]
+    dropped = [{"role": "system", "content": 7}, ASK, ANSWER]
     reader = RowReader("d", drop_system_message=True)
     assert reader.conversation(0, "messages", dropped) == ([ASK], ANSWER)
     followed = [ASK, ANSWER, {"role": "user", "content": None}]
@@ -230,3 +232,18 @@ def test_content_parts_that_are_all_text_are_joined():
     parts = [{"type": "text", "text": "1 ", "image": None}, {"text": "+ 1?"}]
     prompt, _ = RowReader("d").conversation(0, "messages", [ASK | {"content": parts}, ANSWER])
     assert prompt == [ASK]
+
+
+def test_a_sampled_thought_is_split_from_its_words_like_an_annotated_one():
+    thought, words = "<think>Two.</think> 2", {"role": "assistant", "content": "2"}
+    split = words | {"reasoning_content": "Two."}
+    for value in (thought, words | {"content": thought}, [ASK, words | {"content": thought}]):
+        assert RowReader("d", split_thinking=True).response(0, "synthetic", value) == split
+        assert RowReader("d").response(0, "synthetic", value) == words | {"content": thought}
+
+
+@pytest.mark.parametrize("role", ["system", "tool"])
+def test_a_message_that_may_be_empty_has_no_words_where_they_are_null(role):
+    for message in ({"role": role}, {"role": role, "content": None}):
+        prompt, _ = RowReader("d").conversation(0, "messages", [ASK, message, ANSWER])
+        assert prompt == [ASK, {"role": role, "content": ""}]

@@ -22,7 +22,7 @@ SYNTHETIC, PROTO = "I think 7.", "Maybe 9?"
 def encode(module, tokenizer, rows, task="train", ds_cfg=None, on_bad_rows="raise", **cfg):
     resolved = ResolvedRun(task=task, initial_policy="p", run_dir="r")
     t_spin = TSpinConfig(resolved=resolved, on_bad_rows=on_bad_rows).model_dump(exclude_none=True)
-    cfg = DictDefault({"sequence_len": 256, "t_spin": t_spin} | cfg)
+    cfg = DictDefault({"base_model": "p", "sequence_len": 256, "t_spin": t_spin} | cfg)
     ds_cfg = DictDefault({"path": "data.jsonl"} | (ds_cfg or {}))
     data = Dataset.from_list(rows)
     return module.load(tokenizer, cfg, ds_cfg).wrap_dataset(data, process_count=1)
@@ -105,7 +105,7 @@ def test_training_and_generation_see_the_same_prompt_and_annotated_tokens(tokeni
     assert generation["labels"] == training["labels"]
     prompt = from_row(training).prompt
     assert tokenizer(generation["prompt"], add_special_tokens=False)["input_ids"] == prompt
-    assert generation["end_id"] == training["synthetic_ids"][-1]
+    assert generation["stop_ids"][0] == training["synthetic_ids"][-1]
 
 
 @pytest.mark.parametrize("module", [chat_template, instruction])
@@ -232,9 +232,24 @@ def test_tools_and_calls_are_what_the_template_makes_of_them_however_they_are_st
     assert prompt(tool_row(CALLS, TOOLS), tool_row(calls, tools)) == plain
 
 
-def test_a_template_that_leaves_out_tool_calls_is_named(tokenizer):
-    with pytest.raises(TSpinError, match=r"row 0: its messages have tool calls.*leaves out"):
-        encode(chat_template, tokenizer, [tool_row(CALLS, TOOLS)])
+def test_what_a_template_leaves_out_of_prompts_is_counted_and_warned_of_once(tokenizer, log):
+    encode(chat_template, tokenizer, [tool_row(CALLS, TOOLS), chat_row(), tool_row(CALLS, None)])
+    (warning,) = [r.getMessage() for r in log.records if r.levelname == "WARNING"]
+    assert "data.jsonl: the chat template leaves out parts of the prompts (" in warning
+    assert "2 × tool calls of assistant turns; 1 × tools)" in warning
+    log.clear()
+    keys = {"chat_template": "qwen_25"}
+    encode(chat_template, tokenizer, [tool_row(CALLS, TOOLS)], ds_cfg=keys, sequence_len=2048)
+    assert not [r for r in log.records if r.levelname == "WARNING"]
+
+
+def test_a_response_of_which_the_template_leaves_out_tool_calls_is_refused(tokenizer):
+    row = chat_row()
+    row["messages"] = tool_row(CALLS, None)["messages"][:2]
+    with pytest.raises(
+        TSpinError, match=r"row 0: the chat template leaves out the response's tool"
+    ):
+        encode(chat_template, tokenizer, [row])
 
 
 def test_an_annotated_response_may_be_a_tool_call(tokenizer):
@@ -308,7 +323,7 @@ class Noting(dict):
 def test_every_key_that_a_strategy_accepts_is_read(tokenizer, module):
     resolved = ResolvedRun(task="train", initial_policy="p", run_dir="r")
     t_spin = TSpinConfig(resolved=resolved).model_dump(exclude_none=True)
-    cfg = DictDefault({"sequence_len": 256, "t_spin": t_spin})
+    cfg = DictDefault({"base_model": "p", "sequence_len": 256, "t_spin": t_spin})
     entry = Noting({"path": "d", "chat_template": "jinja", "chat_template_jinja": CHATML})
     module.load(tokenizer, cfg, entry)
     keys = STRATEGY_KEYS[module.__name__.rpartition(".")[2]]
@@ -372,7 +387,8 @@ def test_bad_rows_can_be_dropped_and_are_counted(tokenizer, log, task, good_row)
     rows.insert(good_row, chat_row())
     kept = encode(chat_template, tokenizer, rows, task, on_bad_rows="drop")
     (alone,) = encode(chat_template, tokenizer, [chat_row()], task)
-    assert list(kept) == [alone]
+    assert [row.get("source_row") for row in kept] == [good_row if task == "generate" else None]
+    assert [{**row, "source_row": 0} for row in kept] == [{**alone, "source_row": 0}]
     assert "4 rows read, 3 dropped" in log.text
     assert all(f"1 × {kind}" in log.text for kind in KINDS)
     with pytest.raises(TSpinError, match=r"none of its 3 rows is left \(an unknown role, no a"):
@@ -400,7 +416,7 @@ def test_a_last_turn_that_is_not_to_be_trained_on_is_dropped_and_counted(tokeniz
     rows.append(chat_row(messages=[user, answer | {key: on}]))
     keys = {"message_field_training": "learn"}
     assert len(encode(chat_template, tokenizer, rows, ds_cfg=keys)) == 2
-    assert f"1 × the last assistant turn has '{key}: {value}'" in log.text
+    assert f"1 × an assistant turn with '{key}: {value}'" in log.text
 
 
 def test_an_earlier_turn_may_be_one_that_is_not_trained_on(tokenizer):
@@ -439,15 +455,23 @@ def test_messages_and_the_system_column_are_read_as_axolotl_reads_them(
     assert ("Be brief." in prompt) == (system is not None and not own)
 
 
-@pytest.mark.parametrize("empty", [None, "", " "])
-def test_a_system_column_without_words_adds_nothing(tokenizer, empty):
-    rows = [chat_row(system=empty), chat_row(system="Be brief.")]
+@pytest.mark.parametrize("words", ["Be brief.", "", " "])
+def test_only_a_null_system_column_adds_nothing(tokenizer, words):
+    rows = [chat_row(system=None), chat_row(system=words)]
     encoded = encode(chat_template, tokenizer, rows)
     (plain,) = encode(chat_template, tokenizer, [chat_row()])
     assert encoded[0] == plain
-    assert "Be brief." in texts(tokenizer, encoded[1])[0]
+    assert texts(tokenizer, encoded[1])[0].startswith(f"<|im_start|>system\n{words}<|im_end|>")
     dropped = encode(chat_template, tokenizer, rows, ds_cfg={"drop_system_message": True})
     assert dropped[1] == plain
+
+
+@pytest.mark.parametrize("images", [["a.png"], "a.png", [{"bytes": "x"}]])
+def test_a_row_with_images_is_refused_and_one_without_is_not(tokenizer, images):
+    rows = [chat_row(images=images), chat_row(images=None), chat_row(images=images[:0])]
+    with pytest.raises(TSpinError, match=r"row 0, column 'images': the row has images.*drop the"):
+        encode(chat_template, tokenizer, rows)
+    assert len(encode(chat_template, tokenizer, rows, on_bad_rows="drop")) == 2
 
 
 @pytest.mark.parametrize(
@@ -492,3 +516,17 @@ def test_of_several_named_templates_the_default_is_taken(tokenizer):
     named.chat_template = {"tool_use": CHATML}
     with pytest.raises(TSpinError, match="has no chat template"):
         encode(chat_template, named, [chat_row()])
+
+
+def test_columns_that_look_like_content_and_are_not_used_are_named_once(tokenizer, log):
+    rows = [
+        instruction_row(context=f"The box holds {n} red balls and {n + 1} blue ones.", id=str(n))
+        for n in range(80)
+    ]
+    encode(instruction, tokenizer, rows)
+    (warning,) = [r.getMessage() for r in log.records if r.levelname == "WARNING"]
+    assert "data.jsonl: the column 'context' looks like content" in warning
+    log.clear()
+    template = {DATASET_KEYS["prompt_template"]: "{context}\n{prompt}\n"}
+    encode(instruction, tokenizer, rows, ds_cfg=template)
+    assert not [r for r in log.records if r.levelname == "WARNING"]

@@ -23,11 +23,16 @@ class Request(NamedTuple):
 
 
 class Response(NamedTuple):
-    """A sampled response: its tokens without the stop token, and the reason why it ended."""
+    """A sampled response: its tokens without the stop token, and the stop token that ended it; None
+    if it was cut."""
 
     row: int
     ids: list[int]
-    finish_reason: Literal["stop", "length"]
+    stop_id: int | None
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length"]:
+        return "length" if self.stop_id is None else "stop"
 
 
 class Engine(Protocol):

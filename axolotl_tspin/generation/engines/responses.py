@@ -27,10 +27,10 @@ def response_from_ids(request: Request, ids: Sequence[int], finish_reason: objec
                 f"row {request.row}: the engine cut the response at {len(ids)} tokens instead of "
                 f"{request.max_new_tokens}; is its context shorter than `sequence_len`?"
             )
-        return Response(request.row, list(ids), "length")
+        return Response(request.row, list(ids), None)
     if not ids or ids[-1] not in request.stop_ids:
         raise UnusableAnswer(
             f"row {request.row}: the engine ended the response with the token "
             f"{ids[-1] if ids else None}, which is not one of {list(request.stop_ids)}"
         )
-    return Response(request.row, list(ids[:-1]), "stop")
+    return Response(request.row, list(ids[:-1]), ids[-1])

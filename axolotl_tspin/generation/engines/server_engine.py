@@ -78,7 +78,8 @@ class ServerEngine:
     Args:
         policy: the policy that the servers must serve.
         strangers: folders of the run's other policies, which they must not serve.
-        tokenize: turns a response's text into token ids, for servers that return no ids.
+        tokenize: turns a response's text into token ids, given its prompt's, for servers that
+            return no ids.
     """
 
     group_size = 1
@@ -90,7 +91,7 @@ class ServerEngine:
         *,
         policy: Policy,
         strangers: Sequence[Path],
-        tokenize: Callable[[str], list[int]],
+        tokenize: Callable[[Sequence[int], str], list[int]],
     ) -> None:
         self._config = config
         self._policy = policy
@@ -199,9 +200,9 @@ class ServerEngine:
             f"{server.url} gives no token ids: its responses are tokenised from their text, which "
             "can differ from what was sampled"
         )
-        ids = self._tokenize(choice.text)
+        ids = self._tokenize(request.prompt_ids, choice.text)
         if choice.finish_reason == "length":
-            return Response(request.row, ids[: request.max_new_tokens], "length")
+            return Response(request.row, ids[: request.max_new_tokens], None)
         return response_from_ids(request, [*ids, request.stop_ids[0]], choice.finish_reason)
 
     def _identify(self, server: Server) -> str:

@@ -283,7 +283,7 @@ def _ended(request: Request, ids: list[int], start: int) -> Response | None:
     """Make the response if these tokens complete it, else None; none before `start` ends it."""
     for position, token in enumerate(ids[start : request.max_new_tokens], start):
         if token in request.stop_ids:
-            return Response(request.row, ids[:position], "stop")
+            return Response(request.row, ids[:position], token)
     if len(ids) >= request.max_new_tokens:
-        return Response(request.row, ids[: request.max_new_tokens], "length")
+        return Response(request.row, ids[: request.max_new_tokens], None)
     return None
