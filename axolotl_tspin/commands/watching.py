@@ -18,7 +18,7 @@ def status(config: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from axolotl_tspin.diagnostics.status import run_status
+    from axolotl_tspin.diagnostics.status import dropped_text, run_status
     from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
 
     with libraries_print_to_stderr(as_json):
@@ -58,6 +58,8 @@ def status(config: Path, as_json: bool) -> None:
         )
     console = Console()
     console.print(table)
+    if rows and (text := dropped_text(rows[0].dropped)):
+        console.print(text, markup=False, highlight=False)
     for row in rows:
         for warning in row.warnings:
             console.print(f"[bold]Warning[/bold] (iteration {row.iteration}): ", end="")

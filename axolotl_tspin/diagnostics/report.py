@@ -21,6 +21,7 @@ from axolotl_tspin.diagnostics.evaluation import TaskScore, harness_scores
 from axolotl_tspin.diagnostics.figures import run_figures
 from axolotl_tspin.diagnostics.findings import Finding, findings_of_run
 from axolotl_tspin.diagnostics.plots import PICTURES, RunData
+from axolotl_tspin.diagnostics.status import dropped_text
 from axolotl_tspin.diagnostics.templates import template
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
@@ -190,6 +191,8 @@ def provenance_of_run(run: RunDirectory, iterations: Sequence[int]) -> dict[str,
     """Collect versions, and the origin of the responses and policies."""
     manifest = json.loads(run.manifest.read_text())
     rows = {"initial policy": manifest["initial_policy"]}
+    if dropped := dropped_text(run.dropped()):
+        rows["data"] = dropped
     for t in iterations:
         metadata = read_metadata(run.iteration(t).triplets("train"), verify=False)
         record = run.iteration(t).training_record()

@@ -1,5 +1,6 @@
 """Status of a run directory: one line per iteration, finished or in progress."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from axolotl_tspin.config import TSpinConfig
@@ -18,6 +19,7 @@ class IterationStatus(NamedTuple):
     Attributes:
         step: "generate", "train" or "done".
         rows, sampled: number of prompts, and of responses sampled in this iteration so far.
+        dropped: number of the data sets' rows that are not prompts of the run, by kind.
         tokens: number of tokens of these responses.
         generation_seconds: seconds spent on finished blocks.
         training: optimizer steps done, and steps in all.
@@ -34,6 +36,7 @@ class IterationStatus(NamedTuple):
     step: str
     rows: int
     sampled: int
+    dropped: dict[str, int]
     tokens: int
     generation_seconds: float | None
     training: tuple[int, int] | None
@@ -84,6 +87,7 @@ def _status(run: RunDirectory, number: int, findings: list[Finding]) -> Iteratio
         step=run.step_of(number).step,
         rows=rows,
         sampled=sampled,
+        dropped=run.dropped(),
         tokens=tokens,
         generation_seconds=seconds,
         training=progress,
@@ -99,6 +103,14 @@ def _status(run: RunDirectory, number: int, findings: list[Finding]) -> Iteratio
         scores={score.task: score.value for score in harness_scores(iteration.path)},
         warnings=[f.text for f in findings if f.iteration == number],
     )
+
+
+def dropped_text(dropped: Mapping[str, int]) -> str:
+    """Describe the rows that a run left out, the commonest kind first; "" if there are none."""
+    kinds = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
+    counts = ", ".join(f"{count} × {kind}" for kind, count in kinds)
+    total = sum(dropped.values())
+    return f"{total} {'row' if total == 1 else 'rows'} dropped: {counts}" if kinds else ""
 
 
 def _last(history: list[dict[str, Any]], key: str) -> float | None:

@@ -14,6 +14,7 @@ from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.step import begin_run, freeze_lock
+from axolotl_tspin.resolve.embeddings import refuse_new_embeddings
 from axolotl_tspin.resolve.steps import GenerationPlan, prepare_import
 from axolotl_tspin.resolve.yaml_file import read_yaml
 from axolotl_tspin.run.directory import RunDirectory
@@ -21,6 +22,7 @@ from axolotl_tspin.run.prompts import Prompts, freeze_prompts
 from axolotl_tspin.run.public_names import public_name
 from axolotl_tspin.run.tables import TableWriter
 from axolotl_tspin.run.triplets import SUFFIXES, TRIPLETS_SCHEMA
+from axolotl_tspin.strategies.dropped import dropped_rows
 
 LOG = get_logger(__name__)
 
@@ -54,15 +56,17 @@ def import_run(config_path: str | Path) -> RunDirectory:
 
 
 def _freeze_with_responses(plan: GenerationPlan, cfg: Any) -> None:
+    refuse_new_embeddings(cfg)
     tokenizer = load_tokenizer(cfg)
     shutil.rmtree(cfg.dataset_prepared_path, ignore_errors=True)
-    data = load_datasets(cfg=cfg)
+    with dropped_rows() as dropped:
+        data = load_datasets(cfg=cfg)
     source = f"foreign:{','.join(public_name(entry.path) for entry in cfg.datasets)}"
     for split, rows in (("train", data.train_dataset), ("test", data.eval_dataset)):
         if rows is not None:
             freeze_prompts(plan.run.prompts(split), rows, len(rows))
             _write_triplets(plan.run, split, rows, tokenizer, source)
-    begin_run(plan)
+    begin_run(plan, dropped)
     shutil.rmtree(cfg.dataset_prepared_path, ignore_errors=True)
 
 
@@ -79,12 +83,12 @@ def _write_triplets(
             table = prompts.read(block)
             columns = {name: table[name] for name in table.column_names}
             taken = [next(iterator) for _ in range(table.num_rows)]
-            ends = table["end_id"].to_pylist()
+            stops = table["stop_ids"].to_pylist()
             differ += sum(row["synthetic_ids"] != row["proto_synthetic_ids"] for row in taken)
             for name in ("synthetic", "proto_synthetic"):
                 responses = [
-                    _response(row[f"{name}_ids"], end, tokenizer, source, engine)
-                    for row, end in zip(taken, ends, strict=True)
+                    _response(row[f"{name}_ids"], stop_ids, tokenizer, source, engine)
+                    for row, stop_ids in zip(taken, stops, strict=True)
                 ]
                 for field, suffix in SUFFIXES.items():
                     column = name + suffix
@@ -105,9 +109,9 @@ def _write_triplets(
 
 
 def _response(
-    ids: list[int], end_id: int, tokenizer: Any, source: str, engine: str
+    ids: list[int], stop_ids: list[int], tokenizer: Any, source: str, engine: str
 ) -> dict[str, Any]:
-    ended = ids[-1:] == [end_id]
+    ended = bool(ids) and ids[-1] in stop_ids
     words = ids[:-1] if ended else ids
     return {
         "text": tokenizer.decode(words, skip_special_tokens=True),

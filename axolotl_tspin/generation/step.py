@@ -5,6 +5,7 @@ import functools
 import gc
 import importlib.metadata
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,13 +24,15 @@ from axolotl_tspin.generation.engines.engine import Engine
 from axolotl_tspin.generation.reference import write_references
 from axolotl_tspin.generation.sampling import SplitSampling, sample_split
 from axolotl_tspin.generation.shards import Shard, this_shard
+from axolotl_tspin.resolve.embeddings import refuse_new_embeddings
 from axolotl_tspin.resolve.loading import load_policy
 from axolotl_tspin.resolve.steps import GenerationPlan, prepare_generation
 from axolotl_tspin.resolve.yaml_file import read_yaml
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.fingerprints import policy_fingerprint
 from axolotl_tspin.run.prompts import freeze_prompts
-from axolotl_tspin.strategies.encoding import ResponseTokenizer
+from axolotl_tspin.strategies.continuation import ResponseTokenizer
+from axolotl_tspin.strategies.dropped import dropped_rows
 from axolotl_tspin.training.collator import needed_pad_token_id
 
 LOG = get_logger(__name__)
@@ -141,7 +144,11 @@ def freeze(plan: GenerationPlan, cfg: Any) -> None:
     """Encode the annotated data through Axolotl's pipeline and store it for the whole run.
 
     The caller must hold the `freeze_lock` and have found no run.
+
+    Raises:
+        TSpinError: bad rows, or tokens that the initial policy has no embeddings for.
     """
+    refuse_new_embeddings(cfg)
     plan.run.clear_unbegun()
     cfg.val_set_size = 0
     cfg.test_datasets = cfg.test_datasets if plan.with_test else None
@@ -149,16 +156,21 @@ def freeze(plan: GenerationPlan, cfg: Any) -> None:
     cfg.batch_size = cfg.batch_size or 1
     # A killed process may have left half a data set there, which Axolotl would read as complete.
     shutil.rmtree(cfg.dataset_prepared_path, ignore_errors=True)
-    data = load_datasets(cfg=cfg)
+    with dropped_rows() as dropped:
+        data = load_datasets(cfg=cfg)
     for split, rows in (("train", data.train_dataset), ("test", data.eval_dataset)):
         if rows is not None:
             freeze_prompts(plan.run.prompts(split), rows, len(rows))
-    begin_run(plan)
+    begin_run(plan, dropped)
     shutil.rmtree(cfg.dataset_prepared_path, ignore_errors=True)
 
 
-def begin_run(plan: GenerationPlan) -> None:
-    """Write the run's manifest, once its prompts are frozen."""
+def begin_run(plan: GenerationPlan, dropped: Mapping[str, int]) -> None:
+    """Write the run's manifest, once its prompts are frozen.
+
+    Args:
+        dropped: number of the data sets' rows that were left out, by kind.
+    """
     versions = {
         name: importlib.metadata.version(name)
         for name in ("axolotl", "datasets", "torch", "transformers", "trl")
@@ -169,6 +181,7 @@ def begin_run(plan: GenerationPlan) -> None:
         initial_policy=policy_fingerprint(
             plan.initial_policy, plan.run.fingerprints, plan.revision
         ),
+        dropped=dropped,
     )
 
 
@@ -215,7 +228,7 @@ def load_engine(
                 for t in range(plan.config.iterations)
                 if t != plan.due.iteration - 1
             ],
-            tokenize=ResponseTokenizer(tokenizer),
+            tokenize=ResponseTokenizer(tokenizer).behind,
         )
     stack.callback(engine.close)
     return engine, tokenizer

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from axolotl_tspin.config import TSpinConfig
 from axolotl_tspin.diagnostics.status import run_status
+from axolotl_tspin.errors import BadRow
 from axolotl_tspin.generation.blocks import rows_done
 from axolotl_tspin.planning.memory import (
     MemoryEstimate,
@@ -234,16 +235,24 @@ def _frozen_lengths(run: RunDirectory, iterations: int, limit: int, row: int) ->
 
 
 def _source_lengths(cfg: Any, limit: int, *, with_test: bool) -> Lengths:
-    """Measure the data sets before a run has begun, by encoding their first rows."""
+    """Measure the data sets before a run has begun, by encoding their first rows. Rows that cannot
+    be trained on are left out, and a row may give several.
+
+    Raises:
+        BadRow: none of the first rows can be trained on.
+    """
     tokenizer = load_tokenizer(cfg)
     total, pairs = 0, []
     for entry in cfg.datasets:
         data = _load_split(cfg, entry, "datasets", "train")
-        total += len(data)
         strategy = load_strategy(entry.type, tokenizer, cfg, entry)
         first = range(min(LOOKED_AT, len(data)))
-        for triplet in strategy.encode(data.select(first).to_list(), list(first)):
-            pairs.append((len(triplet.prompt), len(triplet.annotated)))
+        encoded = [row for _, row in strategy.encode(data.select(first).to_list(), list(first))]
+        good = [(len(r.prompt), len(r.annotated)) for r in encoded if not isinstance(r, BadRow)]
+        if not good:
+            raise next(row for row in encoded if isinstance(row, BadRow))
+        total += round(len(data) * len(good) / len(first))
+        pairs += good
     return Lengths(
         total,
         sum(len(_load_split(cfg, entry, "test_datasets", "test")) for entry in cfg.test_datasets)

@@ -11,11 +11,22 @@ from datasets.exceptions import DatasetsError
 
 from axolotl_tspin.config import TSpinConfig, nearest_key_message
 from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.resolve.file_faults import first_fault
 from axolotl_tspin.resolve.yaml_file import RawConfig
 from axolotl_tspin.run.public_names import without_credentials
 from axolotl_tspin.strategies import DATASET_KEYS, LOADING_KEYS, STRATEGY_KEYS
 
 STRATEGIES = "axolotl_tspin.strategies"
+
+LOADING_ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    StopIteration,
+    DatasetsError,
+)
+"""What `datasets` raises where data is missing, empty or torn."""
 
 
 def translate_entry(entry: RawConfig, where: str) -> None:
@@ -67,17 +78,43 @@ def load_data(cfg: RawConfig, entry: RawConfig, where: str) -> Any:
         where: name of the entry in errors.
     """
     try:
-        return load_dataset_with_config(
+        data = load_dataset_with_config(
             DictDefault(entry), use_auth_token=bool(cfg.get("hf_use_auth_token"))
         )
-    except (ValueError, OSError, ImportError, DatasetsError) as error:
-        path = without_credentials(entry["path"])
-        reason = " ".join(str(error).replace(entry["path"], path).split())[:300]
-        raise TSpinError(
-            f"{where}: the data in {path} cannot be loaded ({reason}). Expected a file "
-            "(*.jsonl, *.parquet, …), a folder or a name on the hub: check `path`, `split`, "
-            "`name` and `data_files`"
-        ) from error
+        if _local_files(entry):
+            _check_text(data)
+        return data
+    except LOADING_ERRORS as error:
+        raise TSpinError(f"{where}: {_why_not_loaded(entry, error)}") from error
+
+
+def _check_text(data: Any) -> None:
+    """Raise ArrowInvalid where text is not UTF-8, which Arrow's reader of JSON lets pass."""
+    for part in data.values() if isinstance(data, dict) else [data]:
+        part.data.table.validate(full=True)
+
+
+def _why_not_loaded(entry: RawConfig, error: BaseException) -> str:
+    for file in _local_files(entry):
+        fault = first_fault(file, entry.get("ds_type"))
+        if fault:
+            return f"{file}, {fault}. Mend the file, or remove what is wrong in it"
+    path = without_credentials(entry["path"])
+    cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
+    reason = " ".join(str(cause).replace(entry["path"], path).split())[:300]
+    return (
+        f"the data in {path} cannot be loaded ({reason or type(cause).__name__}). Expected a file "
+        "(*.jsonl, *.parquet, …), a folder or a name on the hub: check `path`, `split`, `name` and "
+        "`data_files`"
+    )
+
+
+def _local_files(entry: RawConfig) -> list[Path]:
+    """List the local files that a data set is loaded from."""
+    named = entry.get("data_files")
+    if not named:
+        return data_files([{"path": entry["path"]}])
+    return data_files([{"path": name} for name in ([named] if isinstance(named, str) else named)])
 
 
 def triplets_entry(path: Path) -> DictDefault:

@@ -18,6 +18,7 @@ from axolotl_tspin.resolve.data_sets import (
     data_digests,
     data_files,
     have_responses,
+    load_data,
     translate_entry,
     triplets_entry,
 )
@@ -234,8 +235,11 @@ def _prepare_direct_training(
             f"the iteration starts from, which are kept in a run directory; {run.path} is not "
             "one. Begin one with the data sets' responses: `axolotl t-spin import`"
         )
+    tests = cfg.get("test_datasets") or []
+    for index, entry in enumerate(tests):
+        load_data(cfg, entry, f"`test_datasets[{index}]`")
     _resolve(cfg, config, "train", run, initial, config.iteration, direct=True)
-    cfg["dataset_prepared_path"] = _prepared_path(cfg, data_files(cfg["datasets"]))
+    cfg["dataset_prepared_path"] = _prepared_path(cfg, data_files([*cfg["datasets"], *tests]))
     LOG.info("T-SPIN: training on the data sets' own responses, into %s", cfg["output_dir"])
     return "the data sets' own responses"
 

@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.run.files import temporary_beside, write_json
 
-FORMAT = 2
+FORMAT = 3
 SPLITS = ("train", "test")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -220,12 +220,18 @@ class RunDirectory:
                 shutil.rmtree(folder)
 
     def begin(
-        self, identity: Mapping[str, Any], versions: Mapping[str, str], *, initial_policy: str
+        self,
+        identity: Mapping[str, Any],
+        versions: Mapping[str, str],
+        *,
+        initial_policy: str,
+        dropped: Mapping[str, int] | None = None,
     ) -> None:
         """Write the manifest; from here on the run exists.
 
         Args:
             initial_policy: the fingerprint of θ0's weights.
+            dropped: number of the data sets' rows that were left out, by kind.
         """
         write_json(
             self.manifest,
@@ -234,12 +240,18 @@ class RunDirectory:
                 "identity": dict(identity),
                 "versions": versions,
                 "initial_policy": initial_policy,
+                "dropped": dict(dropped or {}),
             },
         )
 
     def initial_policy(self) -> str:
         """The fingerprint of the policy that the run began with."""
         return json.loads(self.manifest.read_text())["initial_policy"]
+
+    def dropped(self) -> dict[str, int]:
+        """The number of the data sets' rows that were left out, by kind; empty before the run has
+        begun, and in runs that did not record it."""
+        return json.loads(self.manifest.read_text()).get("dropped", {}) if self.exists() else {}
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
         """Refuse a run directory that another configuration made.

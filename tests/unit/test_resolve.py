@@ -81,6 +81,11 @@ def test_prepared_data_follows_the_files_and_our_keys(make_yaml, direct_data):
     assert first == folder()
     assert first != folder(excess_length_strategy="drop")
     assert first != folder(t_spin={"field_proto_synthetic": "synthetic"})
+    tests = write_jsonl(direct_data.with_name("tests.jsonl"), conversations(2))
+    with_tests = {"test_datasets": [{"path": str(tests), "type": "t_spin.chat_template"}]}
+    before = folder(**with_tests)
+    os.utime(tests, ns=(1, 1))
+    assert before != folder(**with_tests)
     os.utime(direct_data, ns=(1, 1))
     assert first != folder()
 
@@ -213,12 +218,11 @@ def test_contradictions_and_unknown_keys_are_refused(make_yaml, keys, message):
     [
         (
             "chat_template",
-            "split_thinking train_on_eos train_on_eot roles_to_train "
-            "message_field_training_detail prompt_template field_prompt field_human "
+            "train_on_eos train_on_eot roles_to_train prompt_template field_prompt field_human "
             "input_transform conversation field temperature logprobs_field",
         ),
-        ("spin", "field_messages field_tools field_response split_thinking"),
-        ("instruction", "chat_template roles field_messages field_thinking field_human"),
+        ("spin", "field_messages field_tools field_response turns"),
+        ("instruction", "chat_template roles field_messages field_thinking field_human turns"),
     ],
 )
 @pytest.mark.parametrize("entries", ["datasets", "test_datasets"])
