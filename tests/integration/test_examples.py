@@ -17,7 +17,7 @@ from axolotl.utils.dict import DictDefault
 from peft import LoraConfig, get_peft_model
 from support.data import ROOT, WORD_PROBLEMS
 from support.policies import tiny_llama
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from axolotl_tspin.generation.blocks import block_path
 from axolotl_tspin.planning.memory import (
@@ -33,7 +33,8 @@ from axolotl_tspin.run.fingerprints import policy_fingerprint
 from axolotl_tspin.run.prompts import Prompts, freeze_prompts, prompt_hash
 from axolotl_tspin.run.tables import write_table
 from axolotl_tspin.run.triplets import RESPONSES_SCHEMA, Sources, assemble_triplets
-from axolotl_tspin.strategies.encoding import PAPER_TEMPLATE, ChatEncoder
+from axolotl_tspin.strategies.chat_encoding import ChatEncoder
+from axolotl_tspin.strategies.text_template import PAPER_TEMPLATE
 from axolotl_tspin.training.layout_choice import Choice
 
 YAMLS = sorted((ROOT / "examples" / "yaml").glob("*.yml"))
@@ -65,6 +66,7 @@ def test_there_are_the_examples_that_the_readme_names():
         "lora_70b_8x80gb.yml",
         "mistral_tspin.yml",
         "qlora_7b_24gb.yml",
+        "qwen3_reasoning.yml",
         "smollm2_quickstart.yml",
         "zephyr_tspin.yml",
     ]
@@ -76,6 +78,7 @@ RANKS = {
     "lora_70b_8x80gb": 8,
     "mistral_tspin": 8,
     "qlora_7b_24gb": 1,
+    "qwen3_reasoning": 1,
     "zephyr_tspin": 8,
 }
 """That the examples are written for."""
@@ -91,7 +94,14 @@ def test_an_example_resolves_and_passes_axolotls_validation(path, tmp_path):
     cfg["tokenizer_config"], cfg["base_model"] = cfg["base_model"], str(model)
     fingerprint = policy_fingerprint(Policy(str(model)), run.fingerprints)
     run.begin({}, {}, initial_policy=fingerprint)
-    row = {"prompt": "p", "annotated": "a", "input_ids": [1, 2], "labels": [-100, 2], "end_id": 2}
+    row = {
+        "prompt": "p",
+        "annotated": "a",
+        "input_ids": [1, 2],
+        "labels": [-100, 2],
+        "stop_ids": [2],
+        "source_row": 0,
+    }
     freeze_prompts(run.prompts("train"), [row | {"prompt_messages": ""}], 1)
     prompts = Prompts(run.prompts("train"))
     response = {
@@ -121,7 +131,7 @@ def test_an_example_resolves_and_passes_axolotls_validation(path, tmp_path):
     assert cfg.optimizer == "rmsprop" and cfg.warmup_ratio == 0.1 and cfg.weight_decay == 0.0
     if path.stem != "smollm2_quickstart":
         assert (config.alpha, config.beta, config.iterations) == (1.0, 0.1, 5)
-        assert cfg.sequence_len == 2048
+        assert cfg.sequence_len == (8192 if path.stem == "qwen3_reasoning" else 2048)
         ranks = RANKS[path.stem]
         assert cfg.micro_batch_size * cfg.gradient_accumulation_steps * ranks == 64
 
@@ -133,6 +143,16 @@ LLAMA_7B = LlamaConfig(
     num_hidden_layers=32,
     num_attention_heads=32,
     num_key_value_heads=8,
+)
+QWEN3_4B = Qwen3Config(
+    vocab_size=151936,
+    hidden_size=2560,
+    intermediate_size=9728,
+    num_hidden_layers=36,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    tie_word_embeddings=True,
 )
 LLAMA_70B = LlamaConfig(
     vocab_size=128256,
@@ -152,6 +172,7 @@ LLAMA_70B = LlamaConfig(
         ("qlora_7b_24gb", LLAMA_7B, 24),
         ("lora_70b_8x80gb", LLAMA_70B, 80),
         ("full_70b_nodes", LLAMA_70B, 80),
+        ("qwen3_reasoning", QWEN3_4B, 80),
     ],
 )
 def test_an_example_fits_the_gpus_that_it_is_for(name, model, most, monkeypatch):
@@ -160,7 +181,7 @@ def test_an_example_fits_the_gpus_that_it_is_for(name, model, most, monkeypatch)
     monkeypatch.chdir(ROOT)
     cfg = DictDefault(yaml.safe_load((ROOT / "examples" / "yaml" / f"{name}.yml").read_text()))
     with torch.device("meta"):
-        policy = LlamaForCausalLM(model)
+        policy = AutoModelForCausalLM.from_config(model)
         if cfg.adapter:
             lora = LoraConfig(r=cfg.lora_r, target_modules="all-linear", task_type="CAUSAL_LM")
             policy = get_peft_model(policy, lora)

@@ -17,6 +17,7 @@ from transformers import (
     MistralConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen3Config,
 )
 
 from axolotl_tspin.run.directory import RunDirectory
@@ -25,6 +26,7 @@ from support.commands import BIN, ENVIRONMENT, record
 from support.data import CHATML, ROOT, WORD_PROBLEMS
 from support.plugin_for_recipes import RECORDS
 from support.ranks import TESTS
+from support.templates import templates
 
 CANNOT_HOLD = {
     "base_model": "7B or 70B parameters; a tiny random model of the architecture stands in",
@@ -64,6 +66,9 @@ LLAMA_70B = LlamaConfig(
     },
     max_position_embeddings=131072,
 )
+QWEN3 = Qwen3Config(
+    **SMALL, num_attention_heads=8, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True
+)
 SMOLLM2 = LlamaConfig(
     **SMALL | {"hidden_size": 144},
     num_attention_heads=9,
@@ -81,6 +86,7 @@ class Recipe(NamedTuple):
         ranks: processes that train.
         sampling_ranks: processes that sample.
         deepspeed: the file that the YAML's comment offers in place of its own.
+        chat_template: the tokenizer's.
     """
 
     name: str
@@ -89,6 +95,7 @@ class Recipe(NamedTuple):
     ranks: int = 2
     sampling_ranks: int = 1
     deepspeed: str = ""
+    chat_template: str = CHATML
 
     @property
     def id(self) -> str:
@@ -101,6 +108,7 @@ SMALLER = (
     Recipe("eval_paper", MISTRAL),
     Recipe("mistral_tspin", MISTRAL, "<unk>", sampling_ranks=2),
     Recipe("qlora_7b_24gb", MISTRAL, ranks=1),
+    Recipe("qwen3_reasoning", QWEN3, ranks=1, chat_template=templates()["trl/qwen3"]),
     Recipe("smollm2_quickstart", SMOLLM2, ranks=1),
     Recipe("zephyr_tspin", MISTRAL),
 )
@@ -151,7 +159,7 @@ def write_model(recipe: Recipe, folder: Path, tokenizer: PreTrainedTokenizerFast
         tokenizer_object=tokenizer.backend_tokenizer,
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
-        chat_template=CHATML,
+        chat_template=recipe.chat_template,
         **{} if recipe.lacks_pad else {"pad_token": "<|endoftext|>"},
     )
     tokenizer.add_tokens([recipe.lacks_pad] * bool(recipe.lacks_pad), special_tokens=True)
