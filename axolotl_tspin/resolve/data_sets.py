@@ -55,7 +55,13 @@ def translate_entry(entry: RawConfig, where: str) -> None:
             raise TSpinError(nearest_key_message(key, allowed, f"`{where}`"))
     entry["type"] = f"{STRATEGIES}.{strategy}"
     for ours, carrier in DATASET_KEYS.items():
-        if entry.get(ours) is not None:
+        value = entry.get(ours)
+        if value is not None and not isinstance(value, str):
+            raise TSpinError(
+                f"`{where}.{ours}: {value}` is not text ({type(value).__name__}); write text, in "
+                "quotes if need be"
+            )
+        if value is not None:
             entry[carrier] = entry.pop(ours)
 
 

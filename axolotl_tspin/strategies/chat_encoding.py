@@ -1,55 +1,20 @@
 """Conversations as prompts and responses, under a chat template."""
 
-import json
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from axolotl_tspin.errors import BadRow, TSpinError
+from axolotl_tspin.errors import BadRow
+from axolotl_tspin.strategies.chat_rendering import ChatRenderer, Messages
 from axolotl_tspin.strategies.encoding import Continuation, Encoder, RowText
-from axolotl_tspin.strategies.left_out import PROBE, REASONING_KEYS, left_out
-from axolotl_tspin.strategies.turn_end import (
-    TurnEnd,
-    common_length,
-    find_turn_end,
-    token_text,
-    without_own_end,
-)
+from axolotl_tspin.strategies.left_out import REASONING_KEYS, left_out
+from axolotl_tspin.strategies.turn_end import common_length, without_own_end
+from axolotl_tspin.strategies.turn_probes import find_ends
 
 ENDED_AT_ONCE = {"role": "assistant", "content": ""}
 """A sampled turn without words. It is only the end of turn, even if a template would put something
 around an empty text (a space, say, that the policy did not sample)."""
-
-Messages = Sequence[Mapping[str, Any]]
-
-QUESTION = {"role": "user", "content": "Hello."}
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "find_number",
-            "description": "Find a number.",
-            "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
-        },
-    }
-]
-CALLED = PROBE.replace(" ", "_")
-# Mistral's templates want ids of nine letters.
-CALL = {"id": "call00001", "type": "function", "function": {"name": CALLED, "arguments": {"a": 1}}}
-RESULT = {"role": "tool", "name": CALLED, "tool_call_id": "call00001", "content": "1"}
-
-
-class CallsForm(NamedTuple):
-    """How a template wants a turn with tool calls: the content beside them if there are no words,
-    and their arguments as JSON text or as an object."""
-
-    no_content: str | None
-    text_arguments: bool
-
-
-CALLS_FORMS = [CallsForm(content, text) for text in (False, True) for content in ("", None)]
 
 
 class ChatEncoder(Encoder):
@@ -78,15 +43,11 @@ class ChatEncoder(Encoder):
         source: str = "the data set",
     ) -> None:
         super().__init__(tokenizer, [])
-        self._template = chat_template
-        self._kwargs = template_kwargs or {}
+        self._chat = ChatRenderer(tokenizer, chat_template, template_kwargs or {}, source)
         self._reasoning_key = reasoning_key
-        self._source = source
-        self._calls_form = CALLS_FORMS[0]
-        self._end = self._end_of_words(eot_tokens or (), model_ends)
-        self._end_of_calls = self._end_behind_calls(eot_tokens or (), model_ends)
-        ends = [end for end in (self._end, self._end_of_calls) if end]
-        self._set_ends(ends, eot_tokens or (), model_ends)
+        ends = find_ends(self._chat, tokenizer, eot_tokens or (), model_ends)
+        self._end, self._end_of_calls = ends[0], ends[1] or ends[0]
+        self._set_ends([end for end in ends if end], eot_tokens or (), model_ends)
 
     def text(
         self,
@@ -103,46 +64,49 @@ class ChatEncoder(Encoder):
 
         Raises:
             BadRow: the template refuses the messages, leaves out a part of a response, or does not
-                continue its generation prompt.
+                continue its generation prompt; or a response goes on after its end.
         """
-        where = where or self._source
+        where = where or self._chat.source
         turns = [
             {"role": "assistant", "content": turn} if isinstance(turn, str) else turn
             for turn, _ in responses
         ]
-        prompt = self._render(messages, tools, where, add_generation_prompt=True)
-        continuations = [
-            self._continuation_of(prompt, messages, turn, tools, ended=ended, where=where)
-            for turn, (_, ended) in zip(turns, responses, strict=True)
-        ]
-        return RowText(
-            prompt, [*map(dict, messages)], continuations, self._left_out(prompt, messages, tools)
-        )
+        prompt = self._chat.render(messages, tools, where, add_generation_prompt=True)
+        continuations: list[Continuation] = []
+        missing: list[str] = []
+        for turn, (_, ended) in zip(turns, responses, strict=True):
+            thought = "" if ended else _cut_thought(turn, prompt)
+            if thought:
+                continuations.append(Continuation(thought, ()))
+                continue
+            continuations.append(self._response(prompt, messages, turn, tools, ended, where))
+            missing = self._left_out(messages, turn, tools, where) or missing
+        if tools and prompt == self._chat.rendered_or_nothing(
+            messages, None, add_generation_prompt=True
+        ):
+            missing.append("tools")
+        return RowText(prompt, [*map(dict, messages)], continuations, tuple(missing))
 
-    def _continuation_of(
+    def _response(
         self,
         prompt: str,
         messages: Messages,
         turn: dict[str, Any],
         tools: list[Any] | None,
-        *,
         ended: bool,
         where: str,
     ) -> Continuation:
-        end = (self._end_of_calls if turn.get("tool_calls") else None) or self._end
+        end = self._end_of_calls if turn.get("tool_calls") else self._end
         if ended and turn["content"]:
             turn = {**turn, "content": without_own_end(turn["content"], self._ends)}
         if turn == ENDED_AT_ONCE:
             return Continuation(end.text, end.ids) if ended else Continuation("", ())
-        if not ended and (thought := _cut_thought(turn["content"] or "", prompt)):
-            return Continuation(thought, ())
         text = self._continued(prompt, messages, turn, tools, where)
-        self._check_complete(messages, turn, tools, where)
-        if text.endswith(end.text + end.tail):
-            text = text.removesuffix(end.tail)
-        if not ended:
-            return Continuation(text.removesuffix(end.text), ())
-        return Continuation(text, end.ids)
+        body, found, tail = text.rpartition(end.text) if end.text else (text, "", "")
+        if not found or (tail != end.tail and tail.strip()):
+            body, found = text.removesuffix(end.tail), ""
+        self._check_no_end_within(body, where)
+        return Continuation(body + found, end.ids) if ended else Continuation(body, ())
 
     def _continued(
         self,
@@ -153,15 +117,15 @@ class ChatEncoder(Encoder):
         where: str,
     ) -> str:
         """Render a turn behind its prompt."""
-        whole = self._render([*messages, turn], tools, where, add_generation_prompt=False)
+        whole = self._chat.render([*messages, turn], tools, where)
         if whole.startswith(prompt):
             return whole[len(prompt) :]
         same = common_length(prompt, whole)
         seen = f"{prompt[max(same - 20, 0) : same + 40]!r}"
         answered = f"{whole[max(same - 20, 0) : same + 40]!r}"
         rest = [message for message in messages if message["role"] != "system"]
-        bare = self._rendered_or_nothing(rest, tools, add_generation_prompt=True)
-        kept = self._rendered_or_nothing([*rest, turn], tools).startswith(bare)
+        bare = self._chat.rendered_or_nothing(rest, tools, add_generation_prompt=True)
+        kept = self._chat.rendered_or_nothing([*rest, turn], tools).startswith(bare)
         if len(rest) < len(messages) and bare and kept:
             raise BadRow(
                 f"{where}: the chat template moves the system message once the prompt is "
@@ -170,23 +134,36 @@ class ChatEncoder(Encoder):
                 "their place with `chat_template: jinja` and `chat_template_jinja`",
                 "a system message that the template moves",
             )
+        kwargs = dict(self._chat.template_kwargs)
+        settings = (
+            f", other `chat_template_kwargs` than {kwargs}, or drop the row" if kwargs else ""
+        )
         raise BadRow(
             f"{where}: the chat template's generation prompt ends in {prompt[-60:]!r}, but the "
             f"assistant's turn does not begin so: the prompt has {seen}, the conversation "
             f"{answered}. T-SPIN needs the same prompt in training and generation. Give a "
-            "template in which both agree with `chat_template: jinja` and `chat_template_jinja`",
+            "template in which both agree with `chat_template: jinja` and `chat_template_jinja`"
+            f"{settings}",
             "a prompt that the template changes once it is answered",
         )
 
-    def _check_complete(
+    def _left_out(
         self, messages: Messages, turn: dict[str, Any], tools: list[Any] | None, where: str
-    ) -> None:
-        """Refuse a response of which the template leaves something out."""
+    ) -> list[str]:
+        """Name what the template leaves out of a prompt, once each.
 
-        def render(turns: Sequence[Mapping[str, Any]]) -> str:
-            return self._rendered_or_nothing([*messages, *turns], tools)
+        Raises:
+            BadRow: it leaves out a part of the response.
+        """
 
-        for _, name in left_out([turn], render, reasoning_key=self._reasoning_key):
+        def render(turns: Messages) -> str:
+            return self._chat.rendered_or_nothing(turns, tools)
+
+        missing = []
+        for index, name in left_out([*messages, turn], render, reasoning_key=self._reasoning_key):
+            if index < len(messages):
+                missing.append(f"{name} of {messages[index]['role']} turns")
+                continue
             remedy = (
                 "name the key that the template reads with `template_thinking_key` and the data's "
                 "with `field_thinking`, or give a template that keeps it"
@@ -198,127 +175,16 @@ class ChatEncoder(Encoder):
                 "`chat_template: jinja` and `chat_template_jinja`",
                 f"{name} of the response that the template leaves out",
             )
-
-    def _left_out(
-        self, prompt: str, messages: Messages, tools: list[Any] | None
-    ) -> tuple[str, ...]:
-        """Name what the template leaves out of a prompt."""
-
-        def render(turns: Sequence[Mapping[str, Any]], tools: list[Any] | None = tools) -> str:
-            return self._rendered_or_nothing(turns, tools, add_generation_prompt=True)
-
-        found = left_out(messages, render, reasoning_key=self._reasoning_key)
-        missing = [f"{name} of {messages[index]['role']} turns" for index, name in found]
-        if tools and prompt == render(messages, None):
-            missing.append("tools")
-        return tuple(dict.fromkeys(missing))
-
-    def _render(
-        self,
-        messages: Messages,
-        tools: list[Any] | None,
-        where: str,
-        *,
-        add_generation_prompt: bool,
-    ) -> str:
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [self._shown(message) for message in messages],
-                tools=tools,
-                chat_template=self._template,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                **self._kwargs,
-            )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise BadRow(
-                f"{where}: the chat template cannot render messages of the roles {roles}: {error}. "
-                "Fix or drop the row, or give a template that can with `chat_template: jinja` and "
-                "`chat_template_jinja`",
-                "messages that the template cannot render",
-            ) from error
-        assert isinstance(text, str)
-        return text
-
-    def _shown(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Give a message with tool calls the form in which the template shows them."""
-        if not message.get("tool_calls"):
-            return dict(message)
-        calls = message["tool_calls"]
-        if self._calls_form.text_arguments:
-            calls = [_with_text_arguments(call) for call in calls]
-        content = message.get("content") or self._calls_form.no_content
-        return {**message, "content": content, "tool_calls": calls}
-
-    def _rendered_or_nothing(
-        self, messages: Messages, tools: list[Any] | None, *, add_generation_prompt: bool = False
-    ) -> str:
-        """Render only to compare; nothing is refused for it."""
-        try:
-            return self._render(
-                messages, tools, self._source, add_generation_prompt=add_generation_prompt
-            )
-        except BadRow:
-            return ""
-
-    def _end_of_words(self, eot_tokens: Sequence[str], model_ends: Collection[int]) -> TurnEnd:
-        turn = {"role": "assistant", "content": PROBE}
-        last = self._render([QUESTION, turn], None, self._source, add_generation_prompt=False)
-        if PROBE not in last:
-            raise TSpinError(f"{self._source}: the chat template leaves out the assistant's words")
-        followed = self._rendered_or_nothing([QUESTION, turn, QUESTION], None)
-        return self._found_end(last, followed, PROBE, eot_tokens, model_ends)
-
-    def _end_behind_calls(
-        self, eot_tokens: Sequence[str], model_ends: Collection[int]
-    ) -> TurnEnd | None:
-        """Find the end of a turn with tool calls, and the form in which it shows them; None if the
-        template has no tool calls."""
-        turn = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-        for self._calls_form in CALLS_FORMS:
-            last = self._rendered_or_nothing([QUESTION, turn], TOOLS)
-            if CALLED in last and "None" not in last:
-                followed = self._rendered_or_nothing([QUESTION, turn, RESULT], TOOLS)
-                end = self._found_end(last, followed, CALLED, eot_tokens, model_ends)
-                if not end.text:
-                    return TurnEnd("", "", end.ids)
-                # The text before the last token holds the probe's arguments.
-                return TurnEnd(token_text(self._tokenizer, end.ids[-1]), end.tail, end.ids[-1:])
-        self._calls_form = CALLS_FORMS[0]
-        return None
-
-    def _found_end(
-        self,
-        last: str,
-        followed: str,
-        probe: str,
-        eot_tokens: Sequence[str],
-        model_ends: Collection[int],
-    ) -> TurnEnd:
-        times = last.count(probe)
-        return find_turn_end(
-            last.rpartition(probe)[2],
-            "".join(followed.split(probe, times)[times:]),
-            self._tokenizer,
-            eot_tokens=eot_tokens,
-            model_ends=model_ends,
-        )
+        return list(dict.fromkeys(missing))
 
 
-def _cut_thought(words: str, prompt: str) -> str:
-    """Get words that were cut within their thought, which a template would take for an answer
-    without a thought; "" if they were not."""
-    if "<think>" not in words or "</think>" in words:
+def _cut_thought(turn: dict[str, Any], prompt: str) -> str:
+    """Get a plain turn's words that were cut within their thought, which a template would take for
+    an answer without a thought; "" if they were not."""
+    words = turn["content"]
+    if not words or "</think>" in words or turn.keys() != ENDED_AT_ONCE.keys():
         return ""
-    begun = prompt.rstrip().endswith("<think>")
-    return words.lstrip().removeprefix("<think>").lstrip("\n") if begun else words
-
-
-def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = call.get("function", call)
-    if not isinstance(function.get("arguments"), Mapping):
-        return dict(call)
-    text = json.dumps(function["arguments"], ensure_ascii=False)
-    function = {**function, "arguments": text}
-    return {**call, "function": function} if "function" in call else function
+    if prompt.rstrip().endswith("<think>"):
+        head, tag, rest = words.partition("<think>")
+        return rest.lstrip("\n") if tag and not head.strip() else words
+    return words if "<think>" in words else ""

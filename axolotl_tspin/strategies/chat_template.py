@@ -91,7 +91,7 @@ def _turns(ds_cfg: Any, generated: list[str]) -> Turns:
         raise TSpinError(
             f"{ds_cfg.get('path')}: `turns: each` makes several rows of a conversation, and the "
             f"columns {' and '.join(map(repr, generated))} have one response each; take "
-            "`turns: last` or `turns: first`, or sample the responses with `axolotl t-spin run`"
+            "`turns: last` or `turns: first`, or remove the columns to have responses sampled"
         )
     return turns
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from axolotl_tspin.errors import BadRow
 from axolotl_tspin.strategies.continuation import ResponseTokenizer
 from axolotl_tspin.strategies.turn_end import (
     TurnEnd,
@@ -84,6 +85,7 @@ class Encoder:
         self._beginning = beginning
         self._continuation = ResponseTokenizer(tokenizer)
         self._ends: list[str] = []
+        self._stops: list[str] = []
 
     def triplets(self, rows: Sequence[RowText]) -> list[Triplet]:
         """Encode rows as token ids, each prompt tokenised once."""
@@ -129,12 +131,23 @@ class Encoder:
         """Put the end behind a response that is to end and does not."""
         return [*ids, *end] if end and not {*ids[-1:]} & {*self.stop_ids} else ids
 
+    def _check_no_end_within(self, text: str, where: str) -> None:
+        """Refuse a response that goes on after a token at which sampling stops."""
+        within = next((end for end in self._stops if end in text), None)
+        if within:
+            raise BadRow(
+                f"{where}: a response has {within} within it, with which the model ends a turn: no "
+                "sampled response goes on after that. Drop the row, or mend it",
+                "a response that goes on after its end",
+            )
+
     def _set_ends(
         self, ends: Sequence[TurnEnd], eot_tokens: Sequence[str], model_ends: Collection[int]
     ) -> None:
         self.stop_ids = find_stops(self._tokenizer, ends, eot_tokens, model_ends)
         own = [i for end in ends for i in end.ids]
         self._ends = end_texts(self._tokenizer, [*self.stop_ids, *own])
+        self._stops = end_texts(self._tokenizer, self.stop_ids)
 
 
 class TextEncoder(Encoder):
@@ -159,14 +172,22 @@ class TextEncoder(Encoder):
         self._end = [end_of_text(tokenizer, eot_tokens or ())]
         self._set_ends([TurnEnd("", "", self._end)], eot_tokens or (), model_ends)
 
-    def text(self, prompt: str, responses: Sequence[tuple[str, bool]]) -> RowText:
-        """Make a row from a prompt, and each response's words and whether it ended by itself."""
-        continuations = [
-            Continuation(without_own_end(words, self._ends), self._end)
-            if ended
-            else Continuation(words, ())
-            for words, ended in responses
-        ]
+    def text(
+        self, prompt: str, responses: Sequence[tuple[str, bool]], *, where: str = "the data set"
+    ) -> RowText:
+        """Make a row from a prompt, and each response's words and whether it ended by itself.
+
+        Args:
+            where: names the row in errors.
+
+        Raises:
+            BadRow: a response goes on after its end.
+        """
+        continuations = []
+        for words, ended in responses:
+            text = without_own_end(words, self._ends) if ended else words
+            self._check_no_end_within(text, where)
+            continuations.append(Continuation(text, self._end if ended else ()))
         return RowText(prompt, None, continuations)
 
 

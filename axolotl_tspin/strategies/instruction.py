@@ -59,7 +59,9 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> TripletDataset:
             (reader.words(index, column, turn), ended)
             for column, (turn, ended) in zip(response_columns, turns, strict=True)
         ]
-        return encoder.text(rendered(template, texts), responses)
+        return encoder.text(
+            rendered(template, texts), responses, where=f"{reader.source}: row {index}"
+        )
 
     needed = [prompt_column] if PROMPT in column_of else []
     return text_dataset(text, encoder, cfg, reader.source, [*needed, *response_columns])

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Keys under which data sets and templates keep a turn's reasoning."""
 
-THOUGHT = re.compile(r"(<think>.*?</think>|\A(?:(?!<think>).)*?</think>)", re.DOTALL)
-"""A thought within words; some data leaves out the tag that the generation prompt ends with."""
+TAG = re.compile(r"(</?think>)")
+"""The tags of a thought within words; some data leaves out the first."""
 
 PROBE = "T-SPIN probe"
 
@@ -74,36 +74,33 @@ def _with(messages: Messages, index: int, message: Mapping[str, Any]) -> Message
 
 
 def _pieces(message: Mapping[str, Any], reasoning_key: str) -> Iterator[Piece]:
+    reasoning: dict[str, list[str]] = {}
     for key in dict.fromkeys((reasoning_key, *REASONING_KEYS)):
         text = message.get(key)
         if isinstance(text, str) and text.strip():
-            yield Piece("reasoning", partial(_put_value, key))
-    for index, part in enumerate(THOUGHT.split(message["content"] or "")):
-        if _thought_or_words(part, index)[1].strip():
-            yield Piece("reasoning" if index % 2 else "words", partial(_put_part, index))
+            reasoning.setdefault(text.strip(), []).append(key)
+    for keys in reasoning.values():
+        yield Piece("reasoning", partial(_put_values, keys))
+    parts = TAG.split(message["content"] or "")
+    for index in range(0, len(parts), 2):
+        if parts[index].strip():
+            closed = parts[index + 1 : index + 2] == ["</think>"]
+            yield Piece("reasoning" if closed else "words", partial(_put_part, index))
     for index, call in enumerate(message.get("tool_calls") or ()):
         if call.get("function", call).get("name"):
             yield Piece("tool calls", partial(_put_name, index))
 
 
-def _put_value(key: str, message: Mapping[str, Any], text: str) -> dict[str, Any]:
-    return {**message, key: text}
+def _put_values(keys: Sequence[str], message: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Put a text under all keys that have the same; templates read one of them."""
+    return {**message, **dict.fromkeys(keys, text)}
 
 
 def _put_part(index: int, message: Mapping[str, Any], text: str) -> dict[str, Any]:
-    parts = THOUGHT.split(message["content"])
-    before, inner, after = _thought_or_words(parts[index], index)
+    parts = TAG.split(message["content"])
     # The white space around a text stays, since templates look at it.
-    parts[index] = before + inner.replace(inner.strip(), text) + after
+    parts[index] = parts[index].replace(parts[index].strip(), text)
     return {**message, "content": "".join(parts)}
-
-
-def _thought_or_words(part: str, index: int) -> tuple[str, str, str]:
-    """Part a piece of content into an opening tag, its text and a closing tag."""
-    if index % 2 == 0:
-        return "", part, ""
-    begin, end = "<think>" if part.startswith("<think>") else "", "</think>"
-    return begin, part.removeprefix(begin).removesuffix(end), end
 
 
 def _put_name(index: int, message: Mapping[str, Any], text: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Reader of prompts and responses in a data set's rows, with errors that name the place."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +33,9 @@ SYSTEM_COLUMN = "system"
 
 THINKING = "reasoning_content"
 """Axolotl's default of `field_thinking` and `template_thinking_key`."""
+
+
+BEHIND = "a turn behind a bad message"
 
 
 class Conversation(NamedTuple):
@@ -155,6 +159,9 @@ class RowReader:
             UntrainedRow: the data set excludes the turn from training.
         """
         found = self.conversations(row, column, value, system)
+        if turn == "last":
+            # The fault that is behind all others' is told, and not that turns are behind it.
+            found = [item for item in found if getattr(item, "kind", None) != BEHIND]
         conversation = found[0 if turn == "first" else -1]
         if isinstance(conversation, BadRow):
             raise conversation
@@ -164,19 +171,34 @@ class RowReader:
         self, row: int, column: str, value: Any, system: Any = None
     ) -> list[Conversation | BadRow]:
         """Read messages in OpenAI's or ShareGPT's shape: each assistant turn with the conversation
-        before it, or the error of one that cannot be trained on. A message that cannot be read ends
-        the list. Messages after the last assistant turn are left out.
+        before it, or the error of one that cannot be trained on. Behind a message that cannot be
+        read, every assistant turn is an error. Messages after the last assistant turn are left out.
 
         Args:
             system: the row's column "system", which comes before a conversation that does not
                 begin with a system message, as Axolotl has it; None for none.
         """
         found: list[Conversation | BadRow] = []
+        place = self._place(row, column)
         try:
-            found.extend(self._turns(self._place(row, column), value, system))
+            found.extend(self._turns(place, value, system))
         except BadRow as error:
+            behind = place.error("a turn is behind a message that cannot be read", BEHIND)
             found.append(error)
+            found += [behind] * (self._count_turns(place, value) - len(found))
         return found
+
+    def _count_turns(self, place: Place, value: Any) -> int:
+        """Count the assistant turns, and the messages that cannot be read; 0 if there are none."""
+        count = 0
+        with contextlib.suppress(BadRow):
+            for index, item in enumerate(_messages(place, value)):
+                try:
+                    message = read_message(place, index, item, self._format)
+                    count += message["role"] == "assistant"
+                except BadRow:
+                    count += 1
+        return count
 
     def _turns(self, place: Place, value: Any, system: Any) -> Iterator[Conversation | BadRow]:
         """Yield each assistant turn; an error that is raised is that of all later turns."""

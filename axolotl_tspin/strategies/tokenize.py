@@ -182,7 +182,7 @@ class TripletDataset(DatasetWrappingStrategy):
         if not bad or self.drop_bad_rows:
             return
         if len(bad) == 1:
-            raise TSpinError(bad[0][0])
+            raise TSpinError(f"{bad[0][0]}. `t_spin: {{on_bad_rows: drop}}` leaves it out")
         counts = Counter(kind for _, kind in bad).most_common()
         lines = [error for error, _ in bad[:MOST_LISTED]]
         if len(bad) > MOST_LISTED:

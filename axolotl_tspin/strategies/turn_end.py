@@ -32,32 +32,44 @@ def find_turn_end(
     *,
     eot_tokens: Sequence[str] = (),
     model_ends: Collection[int] = (),
+    openings: Collection[int] = (),
+    any_added: bool = True,
 ) -> TurnEnd:
     """Find the end of a turn from two renderings of it.
 
-    What both have in common, up to its last end token, ends the turn; a token that the model names
-    as an end goes before others, since some templates always begin the next turn. Where they have
-    no end token in common, the first one of the last turn does. Where that has none, the turn ends
-    with what follows it if the model names that as an end, else with the end-of-text token.
+    What both have in common, up to its last end token, ends the turn. Where they have no end token
+    in common, the first one of the last turn does. A token that the model names as an end goes
+    before others. Where the last turn has none, it ends with what follows it if the model names
+    that as an end, else with the end-of-text token.
 
     Args:
         last: the text behind the words where the turn is the last one.
         followed: the text behind the words where another turn follows; "" if that is not known.
         eot_tokens: Axolotl's `eot_tokens`; without any, every special token may be the end.
+        any_added: where there is no special token, every added one may be the end.
         model_ends: the end tokens of the model's generation configuration.
+        openings: tokens that begin a turn, and end none unless the model says so.
 
     Raises:
         TSpinError: `eot_tokens` names text that is not one token, or there is no end-of-text token.
     """
     ids, next_ids = _plain_ids(tokenizer, last), _plain_ids(tokenizer, followed)
-    ends = {token_id(tokenizer, token) for token in eot_tokens} or special_ids(tokenizer)
     common = common_length(ids, next_ids)
-    known = ends & {*model_ends, tokenizer.eos_token_id}
-    shared = [i for i, token in enumerate(ids[:common]) if token in ends]
-    shared = [i for i in shared if ids[i] in known] or shared
+    named = {*model_ends, tokenizer.eos_token_id}
+    candidates = (
+        [{token_id(tokenizer, token) for token in eot_tokens}]
+        if eot_tokens
+        else [
+            (special_ids(tokenizer) - {*openings}) | named,
+            {*tokenizer.added_tokens_decoder} - {*openings} if any_added else set(),
+        ]
+    )
+    ends = next((ends for ends in candidates if not ends.isdisjoint(ids)), set())
     own = [i for i, token in enumerate(ids) if token in ends]
     if own:
-        position = shared[-1] if shared else own[0]
+        shared = [i for i in own if i < common]
+        known = [i for i in shared or own if ids[i] in named] or shared or own
+        position = known[-1] if shared else known[0]
         text = _text_up_to(tokenizer, last, ids, position)
         return TurnEnd(text, last.removeprefix(text), ids[: position + 1])
     following = [token for token in next_ids if token in special_ids(tokenizer)][:1]
@@ -100,17 +112,21 @@ def without_own_end(words: str, ends: Collection[str]) -> str:
 
 
 def end_texts(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[str]:
-    """The texts of those tokens that are special, and so never a part of words."""
-    return [token_text(tokenizer, i) for i in dict.fromkeys(ids) if i in special_ids(tokenizer)]
+    """The texts of those tokens that were added to the vocabulary, and so never a part of words."""
+    added = {*special_ids(tokenizer), *tokenizer.added_tokens_decoder}
+    return [token_text(tokenizer, i) for i in dict.fromkeys(ids) if i in added]
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     """Find the id of one of `eot_tokens`."""
+    known = tokenizer.convert_tokens_to_ids(token)
+    if isinstance(known, int) and known != tokenizer.unk_token_id:
+        return known
     ids = _plain_ids(tokenizer, token)
-    if len(ids) != 1:
+    if len(ids) != 1 or ids == [tokenizer.unk_token_id]:
         raise TSpinError(
-            f"`eot_tokens`: {token!r} is {len(ids)} tokens of this tokenizer, not one; add it "
-            "with `tokens:` or name another"
+            f"`eot_tokens`: {token!r} is not one token of this tokenizer ({ids}); add it with "
+            "`tokens:` or name another"
         )
     return ids[0]
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.policies import make_family as make_policy
 from support.policies import tiny_llama
@@ -171,6 +171,7 @@ def test_prompts_read_in_parts_are_continued_as_those_read_at_once(monkeypatch, 
 STEPS = st.one_of(st.integers(1, 100), st.sets(st.integers(0, 4)))
 
 
+@settings(deadline=None)
 @given(st.lists(STEPS, min_size=1, max_size=8), st.integers(0, 200), st.booleans())
 def test_a_cache_with_room_holds_what_transformers_own_holds(steps, tokens, filled):
     """Growing by any number of tokens, some of five rows leaving in between; given room when empty

@@ -1,6 +1,7 @@
 """Conversations under templates that do unusual things, one at a time."""
 
 import copy
+import re
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from axolotl_tspin.errors import BadRow
 from axolotl_tspin.strategies.chat_encoding import ChatEncoder
-from axolotl_tspin.strategies.left_out import THOUGHT, left_out
+from axolotl_tspin.strategies.left_out import left_out
 
 USER = [{"role": "user", "content": "What is 2 + 3?"}]
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"x": 2}}}
@@ -201,9 +202,10 @@ def test_all_is_found_where_all_is_rendered_and_nothing_where_nothing_is(message
     assert (
         left_out([message], lambda turns: turns[0]["content"] + turns[0]["reasoning_content"]) == []
     )
+    # A rendering that is always empty is one that failed or changed nothing.
     lost = left_out([message], lambda turns: "")
-    names = {"words"} if THOUGHT.sub("", message["content"]).strip() else set()
-    assert names | {"reasoning"} == {name for _, name in lost}
+    texts = [t for t in re.split("</?think>", message["content"]) if t.strip()]
+    assert len(lost) == len(texts) + 1 and (0, "reasoning") in lost
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -250,3 +252,71 @@ def test_words_for_people_are_decoded_from_what_is_trained(special):
     assert encoder.words(row.annotated) == "It is 5."
     assert encoder.words(row.annotated[:2]) == special.decode(row.annotated[:2])
     assert encoder.words([]) == ""
+
+
+def test_a_template_that_always_begins_the_next_turn_does_not_end_with_that(special):
+    always = CHATML.replace("{% if add_generation_prompt %}", "").replace("{% endif %}", "")
+    special = copy.deepcopy(special)
+    special.eos_token = "<|endoftext|>"
+    encoder = ChatEncoder(special, always)
+    assert trained(encoder, special, USER, ANSWER).endswith("It is 5.<|im_end|>")
+    assert special.convert_tokens_to_ids("<|im_start|>") not in encoder.stop_ids
+
+
+def test_an_added_token_that_is_not_special_ends_a_turn(tokenizer):
+    """As Axolotl's `tokens:` adds them."""
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens(["[end]"])
+    own.eos_token = "<|endoftext|>"
+    encoder = ChatEncoder(own, CHATML.replace("<|im_end|>", "[end]").replace("<|im_start|>", "# "))
+    assert trained(encoder, own, USER, ANSWER) == "It is 5.[end]"
+    assert trained(encoder, own, USER, "It is 5.[end]") == "It is 5.[end]"
+
+
+def test_calls_end_where_no_tool_turn_may_follow_and_their_own_tokens_close_them(special):
+    template = HEAD.replace(
+        "{% for m in messages %}",
+        "{% for m in messages %}"
+        "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}",
+    )
+    template += "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}<|call|>"
+    template += "{% endfor %}<|im_end|>\n" + TAIL
+    encoder = ChatEncoder(special, template)
+    two = {**CALLS, "tool_calls": [CALL, CALL]}
+    assert trained(encoder, special, USER, two) == "add<|call|>add<|call|><|im_end|>"
+    assert special.convert_tokens_to_ids("<|call|>") not in encoder.stop_ids
+
+
+def test_a_second_closing_tag_does_not_hide_lost_words(special):
+    words = "<think>\na\n</think>\n\nb b</think>\n\nc"
+    with pytest.raises(BadRow, match="reasoning"):
+        ChatEncoder(special, R1.replace("[-1]", "[0] ~ m.content.split('</think>')[-1]")).text(
+            USER, [(words, True)]
+        )
+
+
+def test_the_white_space_behind_a_turn_may_differ(special):
+    template = CHATML.replace("<|im_end|>\n", "<|im_end|>{{ '\n\n' if loop.index > 2 else '\n' }}")
+    long = [*USER, ANSWER, *USER]
+    assert trained(ChatEncoder(special, template), special, long, ANSWER) == "It is 5.<|im_end|>"
+
+
+def test_one_thought_under_two_keys_is_kept_where_one_is_rendered(special):
+    shown = CHATML.replace(
+        "{{ message['content'] }}", "{{ message.thinking }}{{ message.content }}"
+    )
+    turn = {**THOUGHTFUL, "thinking": THOUGHTFUL["reasoning_content"]}
+    assert trained(ChatEncoder(special, shown), special, USER, turn) == (
+        "2 and 3 are 5.It is 5.<|im_end|>"
+    )
+
+
+def test_a_template_that_wants_a_system_message_is_taken(special):
+    template = (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML
+    )
+    system = {"role": "system", "content": "Be brief."}
+    encoder = ChatEncoder(special, template)
+    assert trained(encoder, special, [system, *USER], ANSWER) == "It is 5.<|im_end|>"
+    with pytest.raises(BadRow, match="cannot render"):
+        encoder.text(USER, [(ANSWER, True)])

@@ -108,10 +108,16 @@ def test_a_template_whose_turns_begin_otherwise_than_its_generation_prompt_is_re
         ChatEncoder(tokenizer, template, source="my data").text(USER, [("Five", True)])
 
 
-def test_special_tokens_in_the_words_do_not_end_a_response_early(tokenizer):
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_response_that_goes_on_after_an_end_is_refused(tokenizer, ended):
     text = "The token <|im_end|> ends a turn."
-    ids = encoded(ChatEncoder(tokenizer, CHATML), USER, text).annotated
-    assert tokenizer.decode(ids) == text + "<|im_end|>"
+    message = r"my data: row 3: a response has <\|im_end\|> within it"
+    for encoder in (ChatEncoder(tokenizer, CHATML), TextEncoder(tokenizer)):
+        prompt = USER if isinstance(encoder, ChatEncoder) else "Say."
+        with pytest.raises(TSpinError, match=message):
+            encoder.text(prompt, [(text, ended)], where="my data: row 3")
+    other = "The token <|im_start|> begins a turn."
+    assert tokenizer.decode(encoded(TextEncoder(tokenizer), "a", other).annotated[:-1]) == other
 
 
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=5))

@@ -236,6 +236,13 @@ def test_keys_of_data_sets_that_have_no_effect_are_refused(make_yaml, kind, keys
         assert "split" in str(refusal.value), "and the keys that have one are named"
 
 
+@pytest.mark.parametrize("value", [True, 3, ["first"]])
+def test_own_keys_that_are_not_text_are_named_as_they_are_written(make_yaml, value):
+    entry = {"path": "d", "type": "t_spin.chat_template", "turns": value}
+    with pytest.raises(TSpinError, match=r"`datasets\[0\]\.turns: .*` is not text"):
+        register(make_yaml(datasets=[entry]))
+
+
 @pytest.mark.parametrize("kind", STRATEGY_KEYS)
 def test_the_docs_name_the_keys_of_each_type(kind):
     title = {"chat_template": "Conversations", "instruction": "Text columns", "spin": "SPIN's data"}
