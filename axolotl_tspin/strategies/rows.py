@@ -34,8 +34,8 @@ SYSTEM_COLUMN = "system"
 THINKING = "reasoning_content"
 """Axolotl's default of `field_thinking` and `template_thinking_key`."""
 
-
 BEHIND = "a turn behind a bad message"
+"""The kind of fault of turns that would be fine by themselves."""
 
 
 class Conversation(NamedTuple):
