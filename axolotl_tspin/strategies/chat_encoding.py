@@ -1,7 +1,7 @@
 """Conversations as prompts and responses, under a chat template."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +15,19 @@ from axolotl_tspin.strategies.turn_probes import find_ends
 ENDED_AT_ONCE = {"role": "assistant", "content": ""}
 """A sampled turn without words. It is only the end of turn, even if a template would put something
 around an empty text (a space, say, that the policy did not sample)."""
+
+
+class Asked(NamedTuple):
+    """A row's prompt, as messages and rendered.
+
+    Attributes:
+        where: names the row in errors.
+    """
+
+    messages: Messages
+    tools: list[Any] | None
+    prompt: str
+    where: str
 
 
 class ChatEncoder(Encoder):
@@ -72,6 +85,7 @@ class ChatEncoder(Encoder):
             for turn, _ in responses
         ]
         prompt = self._chat.render(messages, tools, where, add_generation_prompt=True)
+        asked = Asked(messages, tools, prompt, where)
         continuations: list[Continuation] = []
         missing: list[str] = []
         for turn, (_, ended) in zip(turns, responses, strict=True):
@@ -79,44 +93,30 @@ class ChatEncoder(Encoder):
             if thought:
                 continuations.append(Continuation(thought, ()))
                 continue
-            continuations.append(self._response(prompt, messages, turn, tools, ended, where))
-            missing = self._left_out(messages, turn, tools, where) or missing
+            continuations.append(self._response(asked, turn, ended))
+            missing = self._left_out(asked, turn) or missing
         if tools and prompt == self._chat.rendered_or_nothing(
             messages, None, add_generation_prompt=True
         ):
             missing.append("tools")
         return RowText(prompt, [*map(dict, messages)], continuations, tuple(missing))
 
-    def _response(
-        self,
-        prompt: str,
-        messages: Messages,
-        turn: dict[str, Any],
-        tools: list[Any] | None,
-        ended: bool,
-        where: str,
-    ) -> Continuation:
+    def _response(self, asked: Asked, turn: dict[str, Any], ended: bool) -> Continuation:
         end = self._end_of_calls if turn.get("tool_calls") else self._end
         if ended and turn["content"]:
             turn = {**turn, "content": without_own_end(turn["content"], self._ends)}
         if turn == ENDED_AT_ONCE:
             return Continuation(end.text, end.ids) if ended else Continuation("", ())
-        text = self._continued(prompt, messages, turn, tools, where)
+        text = self._continued(asked, turn)
         body, found, tail = text.rpartition(end.text) if end.text else (text, "", "")
         if not found or (tail != end.tail and tail.strip()):
             body, found = text.removesuffix(end.tail), ""
-        self._check_no_end_within(body, where)
+        self._check_no_end_within(body, asked.where)
         return Continuation(body + found, end.ids) if ended else Continuation(body, ())
 
-    def _continued(
-        self,
-        prompt: str,
-        messages: Messages,
-        turn: dict[str, Any],
-        tools: list[Any] | None,
-        where: str,
-    ) -> str:
+    def _continued(self, asked: Asked, turn: dict[str, Any]) -> str:
         """Render a turn behind its prompt."""
+        messages, tools, prompt, where = asked
         whole = self._chat.render([*messages, turn], tools, where)
         if whole.startswith(prompt):
             return whole[len(prompt) :]
@@ -147,9 +147,7 @@ class ChatEncoder(Encoder):
             "a prompt that the template changes once it is answered",
         )
 
-    def _left_out(
-        self, messages: Messages, turn: dict[str, Any], tools: list[Any] | None, where: str
-    ) -> list[str]:
+    def _left_out(self, asked: Asked, turn: dict[str, Any]) -> list[str]:
         """Name what the template leaves out of a prompt, once each.
 
         Raises:
@@ -157,8 +155,9 @@ class ChatEncoder(Encoder):
         """
 
         def render(turns: Messages) -> str:
-            return self._chat.rendered_or_nothing(turns, tools)
+            return self._chat.rendered_or_nothing(turns, asked.tools)
 
+        messages = asked.messages
         missing = []
         for index, name in left_out([*messages, turn], render, reasoning_key=self._reasoning_key):
             if index < len(messages):
@@ -171,7 +170,7 @@ class ChatEncoder(Encoder):
                 else "drop the row, or give a template that has it"
             )
             raise BadRow(
-                f"{where}: the chat template leaves out the response's {name}; {remedy} with "
+                f"{asked.where}: the chat template leaves out the response's {name}; {remedy} with "
                 "`chat_template: jinja` and `chat_template_jinja`",
                 f"{name} of the response that the template leaves out",
             )

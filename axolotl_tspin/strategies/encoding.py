@@ -123,13 +123,15 @@ class Encoder:
     def words(self, response: Sequence[int]) -> str:
         """Decode a response as people read it: without the token that ends it, and as sampled
         responses are decoded."""
-        ended = bool(response) and response[-1] in self.stop_ids
-        ids = list(response[:-1] if ended else response)
+        ids = list(response[:-1] if self._is_ended(response) else response)
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     def _ended(self, ids: list[int], end: Sequence[int]) -> list[int]:
         """Put the end behind a response that is to end and does not."""
-        return [*ids, *end] if end and not {*ids[-1:]} & {*self.stop_ids} else ids
+        return [*ids, *end] if end and not self._is_ended(ids) else ids
+
+    def _is_ended(self, ids: Sequence[int]) -> bool:
+        return bool(ids) and ids[-1] in self.stop_ids
 
     def _check_no_end_within(self, text: str, where: str) -> None:
         """Refuse a response that goes on after a token at which sampling stops."""

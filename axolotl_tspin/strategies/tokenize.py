@@ -183,15 +183,13 @@ class TripletDataset(DatasetWrappingStrategy):
             return
         if len(bad) == 1:
             raise TSpinError(f"{bad[0][0]}. `t_spin: {{on_bad_rows: drop}}` leaves it out")
-        counts = Counter(kind for _, kind in bad).most_common()
+        counts = _counted(Counter(kind for _, kind in bad))
         lines = [error for error, _ in bad[:MOST_LISTED]]
         if len(bad) > MOST_LISTED:
             lines.append(f"… and {len(bad) - MOST_LISTED} more")
         raise TSpinError(
-            f"{self.source}: {len(bad)} of {len(encoded)} rows cannot be trained on ("
-            + "; ".join(f"{count} × {kind}" for kind, count in counts)
-            + "). Mend them, or leave them out with `t_spin: {on_bad_rows: drop}`:\n"
-            + "\n".join(lines)
+            f"{self.source}: {len(bad)} of {len(encoded)} rows cannot be trained on ({counts}). "
+            "Mend them, or leave them out with `t_spin: {on_bad_rows: drop}`:\n" + "\n".join(lines)
         )
 
     def _warn_of_unused_columns(self, dataset: Dataset) -> None:
@@ -219,11 +217,15 @@ class TripletDataset(DatasetWrappingStrategy):
         LOG.info("T-SPIN: %s: %s", self.source, "; ".join(parts))
         left_out = Counter(piece for row in kept["_left_out"] for piece in row if piece)
         if left_out:
-            counts = "; ".join(f"{count} × {piece}" for piece, count in left_out.most_common())
             LOG.warning(
                 "T-SPIN: %s: the chat template leaves out parts of the prompts (%s). The policy "
                 "does not see them, in sampling as in training; give a template that has them "
                 "with `chat_template_jinja` if it should",
                 self.source,
-                counts,
+                _counted(left_out),
             )
+
+
+def _counted(counts: Counter[str]) -> str:
+    """List counts, the largest first."""
+    return "; ".join(f"{count} × {name}" for name, count in counts.most_common())
