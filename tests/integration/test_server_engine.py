@@ -23,7 +23,11 @@ from support.ranks import SCRIPTS
 from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.engines.engine import Request
-from axolotl_tspin.generation.engines.server_engine import ServerEngine, ServerUnavailable
+from axolotl_tspin.generation.engines.server_engine import (
+    SECONDS_TO_RESTART,
+    ServerEngine,
+    ServerUnavailable,
+)
 from axolotl_tspin.generation.engines.server_process import start_server
 from axolotl_tspin.run.directory import Policy
 
@@ -67,6 +71,8 @@ class Completions:
             def setup(self):
                 super().setup()
                 server.sockets.add(self.connection)
+                if server.stopped:  # this connection was not among those hung up
+                    hang_up(self.connection)
 
             def do_GET(self):
                 if server.page:
@@ -145,7 +151,7 @@ class Completions:
         self.stopped = True
         self.http.shutdown()
         self.http.server_close()
-        for connection in self.sockets:
+        for connection in list(self.sockets):
             hang_up(connection)
 
     def __enter__(self):
@@ -272,14 +278,18 @@ def test_a_server_that_dies_comes_back(folder):
     returned[0].stop()
 
 
-def test_a_server_that_comes_back_with_another_model_is_refused(folder, tmp_path):
+@pytest.mark.parametrize("lost", ["busy", "idle"])
+def test_a_server_that_comes_back_with_another_model_is_refused(folder, tmp_path, lost):
     server = Completions(root=str(folder), seconds=0.02)
     running = engine(folder, server, concurrency=2)
     (tmp_path / "other").mkdir()
     with pytest.raises(TSpinError, match="this iteration samples from"):
         for _ in running.sample([[q] for q in requests(2000)]):
             if server.models[0]["root"] == str(folder) and len(server.bodies) > 10:
+                if lost == "idle":
+                    time.sleep(0.5)  # all that was asked for is answered meanwhile
                 server.stop()
+                time.sleep(SECONDS_TO_RESTART)
                 server = Completions(root=str(tmp_path / "other"), port=server.port)
     running.close()
     assert not server.bodies, "nothing was sampled from it"

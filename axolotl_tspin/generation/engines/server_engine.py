@@ -30,6 +30,9 @@ LONGEST_PAUSE = 30.0
 GARBAGE_ALLOWED = 3
 """Unreadable answers to one request before the engine gives up."""
 
+SECONDS_TO_RESTART = 1.0
+"""No server comes back with another model sooner than this."""
+
 
 class ServerUnavailable(Exception):
     """A failure that may pass: no connection, a time limit, 408, 429, 5xx."""
@@ -57,8 +60,18 @@ class Server:
         self.url = url.rstrip("/")
         self.in_flight = 0
         self.model: str | None = None  # None: not known, or to be asked again
+        self.answered_at = 0.0
         self.failures = 0  # since its last answer
         self.asked_again_at = 0.0  # until then, requests go to other servers
+
+    def serves(self, model: str) -> None:
+        self.model, self.answered_at = model, time.monotonic()
+
+    def known_model(self) -> str | None:
+        """The name of the policy, or None where the server may be another one since its last
+        answer: a client that waits does not see its idle connections close."""
+        silent = time.monotonic() - self.answered_at
+        return self.model if silent < SECONDS_TO_RESTART else None
 
     def failed(self, error: ServerUnavailable) -> None:
         self.failures += 1
@@ -73,7 +86,8 @@ class ServerEngine:
     """Answers through a fleet of servers, each with a bounded number of requests in flight.
 
     A request that fails for a reason that may pass is sent again, after a pause, to the least busy
-    server that works. A server that was lost is asked again which model it serves.
+    server that works. A server that was lost, or silent for long enough to restart, is asked again
+    which model it serves.
 
     Args:
         policy: the policy that the servers must serve.
@@ -150,10 +164,10 @@ class ServerEngine:
             server = self._take()
             try:
                 # A local copy: another request that loses the server resets `server.model`.
-                model = server.model or self._identify(server)
+                model = server.known_model() or self._identify(server)
                 answer = self._ask(server, model, request)
                 with self._lock:
-                    self._answered = time.monotonic()
+                    self._answered = server.answered_at = time.monotonic()
                     server.failures, server.asked_again_at = 0, 0.0
                 return answer
             except ServerUnavailable as error:
@@ -228,7 +242,7 @@ class ServerEngine:
         )
         for name, root in models:
             if root and _same_place(root, wanted):
-                server.model = name
+                server.serves(name)
                 return name
         if any(root and _resolved(root) in self._strangers for _, root in models):
             raise TSpinError(
@@ -247,7 +261,7 @@ class ServerEngine:
             f"{server.url} does not say that '{self._config.served_model}' has the weights of "
             f"{wanted}; `served_model` says so"
         )
-        server.model = self._config.served_model
+        server.serves(self._config.served_model)
         return self._config.served_model
 
     def _http(
