@@ -7,6 +7,8 @@ import torch
 from axolotl.cli.utils.load import load_model_and_tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from axolotl_tspin.resolve.policies import not_finite
+from axolotl_tspin.run.directory import Policy
 from axolotl_tspin.training.scoring import score_triplets
 from axolotl_tspin.triplets import TripletTokens
 
@@ -30,14 +32,23 @@ class LoadedPolicy(NamedTuple):
     batch_size: int
 
     def score(self, triplets: Sequence[TripletTokens]) -> torch.Tensor:
-        """(len(triplets), 3) float64 log-probabilities of the responses, in nats."""
-        return score_triplets(
+        """(len(triplets), 3) float64 log-probabilities of the responses, in nats.
+
+        Raises:
+            TSpinError: one is not finite.
+        """
+        logps = score_triplets(
             self.model,
             triplets,
             pad_token_id=self.tokenizer.pad_token_id or 0,
             batch_size=self.batch_size,
             precision=self.precision,
         )
+        bad = int((~logps.isfinite().all(dim=1)).sum())
+        if bad:
+            what = f"log-probabilities that are not finite for {bad} of {len(logps)} triplets"
+            raise not_finite(self.model, what)
+        return logps
 
 
 def load_policy(cfg: Any) -> LoadedPolicy:
@@ -58,6 +69,7 @@ def load_policy(cfg: Any) -> LoadedPolicy:
         # As DeepSpeed does it, also for quantised models, whose own `half` refuses.
         module = torch.nn.Module
         (module.bfloat16 if cfg.torch_dtype == torch.bfloat16 else module.half)(model)
+    model.t_spin_policy = Policy(cfg.base_model, cfg.lora_model_dir)  # for messages
     return LoadedPolicy(tokenizer, model, training_precision(cfg), cfg.micro_batch_size)
 
 

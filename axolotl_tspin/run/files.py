@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import math
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,18 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    """Write valid JSON: numbers that are not finite, which it has no words for, become null."""
+    text = json.dumps(_without_non_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    text += "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def _without_non_finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_non_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def digest(value: Any) -> str:

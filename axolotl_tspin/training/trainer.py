@@ -2,17 +2,26 @@
 
 import dataclasses
 import logging
+import math
 import statistics
 from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.training.collator import TripletCollator
+from axolotl_tspin.training.finite import (
+    FP16_PATIENCE,
+    FiniteWatch,
+    NotFinite,
+    non_finite_parameter,
+    stopped,
+)
 from axolotl_tspin.training.gradient_norms import GradientParts, obstacle_to_measuring
 from axolotl_tspin.training.layout_check import CheckedLayout
 from axolotl_tspin.training.layouts import BatchLayout
@@ -48,6 +57,10 @@ class TripletTrainer(Trainer):
         self._scored: list[tuple[Tensor, Tensor]] | None = None
         self._gradient_parts: GradientParts | None = None
         self._gradient_norms: list[dict[str, float]] = []
+        self._watch = FiniteWatch(self.args.device, FP16_PATIENCE if self.args.fp16 else 0)
+        if not self.args.fp16:
+            # It would hide what ends the training, and read every micro-batch's loss.
+            self.args.logging_nan_inf_filter = False
         self.layout = CheckedLayout(
             self.model,
             self.args.t_spin_layout,
@@ -67,7 +80,8 @@ class TripletTrainer(Trainer):
         """Train as the Trainer does.
 
         Raises:
-            TSpinError: the checkpoints could not be resumed from.
+            TSpinError: the checkpoints could not be resumed from; a loss, the gradient or a weight
+                is not finite.
         """
         self._refuse_partial_checkpoints()
         return super().train(*args, **kwargs)
@@ -118,7 +132,9 @@ class TripletTrainer(Trainer):
         every = self.args.t_spin_gradient_norms
         if every and self.state.global_step % every == 0:
             self._measure_gradients(model, self._prepare_inputs(inputs), num_items_in_batch)
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._watch.add_loss(loss)
+        return loss
 
     def score(self, dataset: Any) -> dict[int, list[float]]:
         """Score triplets under the current policy, on all ranks together.
@@ -129,13 +145,16 @@ class TripletTrainer(Trainer):
         Returns:
             Row number → sums of log-probabilities in nats in the order of `RESPONSES`; every rank
             gets all rows.
+
+        Raises:
+            TSpinError: a sum is not finite.
         """
         self._scored = []
         try:
             super().evaluation_loop(
                 self.get_eval_dataloader(dataset), "Scoring triplets", prediction_loss_only=True
             )
-            return {
+            scores = {
                 row: sums
                 for rows, logps in self._scored
                 for row, sums in zip(rows.tolist(), logps.tolist(), strict=True)
@@ -143,6 +162,12 @@ class TripletTrainer(Trainer):
         finally:
             self._scored = None
             self._eval_means = RunningMeans()
+        bad = sum(not all(map(math.isfinite, sums)) for sums in scores.values())
+        if bad:
+            step = self.state.global_step
+            what = f"the log-probabilities of {bad} of {len(scores)} triplets are"
+            raise stopped(what, step, self.args, untrained=step == 0)
+        return scores
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -151,8 +176,10 @@ class TripletTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             batches[-1]["layout"] = self._without_repeated(batches[-1]["layout"])
-        triplets = torch.tensor(sum(batch["layout"].counted for batch in batches), device=device)
-        return batches, self.accelerator.reduce(triplets, reduction="sum")
+        triplets = torch.tensor([sum(batch["layout"].counted for batch in batches)], device=device)
+        sums = self._summed(torch.cat([triplets, self._watch.counts()]))
+        self._watch.send(sums[1:])
+        return batches, sums[0]
 
     def prediction_step(
         self,
@@ -209,6 +236,41 @@ class TripletTrainer(Trainer):
         for name in ("ppl", "eval_ppl"):
             logs.pop(name, None)
         super().log(logs, start_time)
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """Get the norm, once in every optimizer step, and judge the step before."""
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self._watch.add_gradient(norm, self.state.global_step + 1)
+        self._stop_at(self._watch.judge_sent())
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate and save as the Trainer does, once all that is judged is finite."""
+        # An evaluation may find a new best model, which is then saved.
+        saves = self.control.should_save or self.control.should_evaluate
+        if saves or self.control.should_log:
+            self._stop_unless_finite(weights=saves)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._stop_unless_finite(weights=True)
+        return super()._finalize_training(*args, **kwargs)
+
+    def _stop_unless_finite(self, *, weights: bool) -> None:
+        self._stop_at(self._watch.judge_now(self._summed))
+        if weights:
+            name = next(filter(None, gather_object([non_finite_parameter(self.model)])), None)
+            if name:
+                what = f"the weights `{name}` are"
+                raise stopped(what, self.state.global_step, self.args, untrained=False)
+
+    def _stop_at(self, found: NotFinite | None) -> None:
+        if found:
+            what = f"the {found.what} is"
+            raise stopped(what, found.step, self.args, untrained=found.step == 1)
+
+    def _summed(self, counts: Tensor) -> Tensor:
+        return self.accelerator.reduce(counts, reduction="sum")
 
     def _refuse_partial_checkpoints(self) -> None:
         """Refuse checkpoints in which accelerate writes rank 0's part of an adapter as if it were

@@ -1,5 +1,7 @@
 """transformers' generation with a real (tiny) policy: what is sampled is the policy's."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +11,9 @@ from support.policies import tiny_llama
 from transformers import DynamicCache
 
 from axolotl_tspin.config import GenerationConfig
+from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.engines import transformers_engine
-from axolotl_tspin.generation.engines.decoding import RowSampler, give_room
+from axolotl_tspin.generation.engines.decoding import FiniteRows, RowSampler, give_room
 from axolotl_tspin.generation.engines.engine import Request
 from axolotl_tspin.generation.engines.transformers_engine import TransformersEngine, batch_size_for
 
@@ -42,6 +45,37 @@ def test_greedy_sampling_follows_the_argmax_whatever_else_is_in_the_batch():
         ended = 2 in expected
         assert response.ids == expected[: expected.index(2)] if ended else expected
         assert response.finish_reason == ("stop" if ended else "length")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0}, {"temperature": 0.7, "top_p": 0.9}])
+def test_a_policy_whose_logits_are_not_finite_is_refused(value, sampling):
+    """By one row's prompt, or in all rows."""
+    policy = tiny_llama(50)
+    prompts = [[1, 30], [1, 12, 13], [1, 7, 8]]
+    embedding = policy.model.embed_tokens.weight
+    with torch.no_grad():
+        embedding[49] = value
+    untouched = sampled(policy, prompts, limit=1, **sampling)
+    assert [len(response.ids) for response in untouched] == [1, 1, 1]
+    with pytest.raises(TSpinError, match=r"logits that are not finite at the prompt of row 1"):
+        sampled(policy, [[1, 30], [1, 49, 13], [1, 7, 8]], **sampling)
+    policy.name_or_path = "some/policy"
+    with torch.no_grad():
+        policy.lm_head.weight[5] = value
+    with pytest.raises(TSpinError, match=r"^the policy some/policy gives .* row 0, so it is not"):
+        sampled(policy, prompts, **sampling)
+
+
+def test_logits_that_exclude_tokens_are_fine():
+    """Models whose heads give −inf to tokens that they never say."""
+    rows = FiniteRows(3, torch.device("cpu"))
+    scores = torch.zeros(3, 7)
+    scores[0, 2] = scores[2] = -math.inf
+    assert rows(torch.zeros(3, 1), scores) is scores
+    assert rows.finite.tolist() == [True, True, False]
+    rows(torch.zeros(3, 1), torch.zeros(3, 7))
+    assert rows.finite.tolist() == [True, True, False], "it is remembered"
 
 
 def test_rows_that_end_leave_the_batch_and_nothing_changes(monkeypatch):

@@ -9,6 +9,8 @@ from support.policies import make_family
 from support.training import make_trainer, make_triplets
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from axolotl_tspin.training.finite import FiniteWatch, NotFinite
+
 READ = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero"}
 MADE = {"lift_fresh", "lift_fresh_copy"}
 
@@ -55,6 +57,19 @@ def test_a_step_in_padded_rows_waits_in_transformers_masks_only(tmp_path):
     assert {found.split(":")[0].split("/")[-1] for found in waits.found} == {"masking_utils.py"}
 
 
+def test_watching_whether_steps_are_finite_waits_for_nothing(tmp_path):
+    """Until a step is judged, which is when the next one is queued."""
+    watch = FiniteWatch(torch.device("cpu"), 0)
+    loss, norm = torch.ones(()), torch.tensor(torch.inf)
+    with Waits() as waits:
+        watch.send(watch.counts())
+        watch.add_loss(loss)
+        watch.add_gradient(norm, 1)
+        watch.send(watch.counts() + watch.counts())
+    assert waits.found == []
+    assert watch.judge_sent() == NotFinite("gradient", 1)
+
+
 def test_a_wait_is_found(tmp_path):
     trainer, batch, _ = prepared(tmp_path, "auto")
 
@@ -79,8 +94,11 @@ def test_a_batch_is_described_by_one_tensor(tmp_path):
 def test_a_gpus_step_in_shared_rows_waits_for_nothing(tmp_path):
     trainer, batch, count = prepared(tmp_path, "auto", use_cpu=False, bf16=True)
     trainer.training_step(trainer.model, batch, count)  # compiles the head's kernels
+    watch, norm = FiniteWatch(trainer.args.device, 0), torch.ones((), device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
         trainer.training_step(trainer.model, batch, count)
+        watch.add_gradient(norm, 1)
+        watch.send(watch.counts() + watch.counts())
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -9,6 +9,7 @@ import torch
 
 from support import rank_cases
 from support.rank_cases import Case
+from support.ranks import SCRIPTS, on_ranks
 
 WRAPPERS = {"ddp": "DistributedDataParallel", "zero": "DeepSpeedEngine", "fsdp2": "FSDP"}
 
@@ -44,3 +45,22 @@ def assert_as_one(out: Path, world: int, case: Case) -> None:
         torch.testing.assert_close(
             weights[name].double(), parameter, rtol=tolerance, atol=tolerance, msg=name
         )
+
+
+def assert_ranks_stop(out: Path, engines: list[str]) -> None:
+    """Two ranks, of which one alone finds a loss or a weight that is not finite in step 3, end with
+    one error; a training without it goes on to its end."""
+    done = on_ranks(2, SCRIPTS / "stop_on_ranks.py", out, *engines)
+    assert done.returncode == 0, done.stdout[-6000:]
+    checkpoints = {"loss": {2}, "weights": set(), "nothing": {2, 4, 5}}
+    for engine in engines:
+        for what, steps in checkpoints.items():
+            folder = out / f"{engine}-{what}"
+            first, second = ((folder / f"rank-{rank}.txt").read_text() for rank in (0, 1))
+            assert first == second
+            kept = {int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")}
+            assert kept == steps, (engine, what)
+            if what == "nothing":
+                assert first == "trained 5 steps"
+            else:
+                assert first.startswith(f"the {what} ") and "not finite at step 3" in first

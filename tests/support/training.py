@@ -47,7 +47,15 @@ def numbered(triplets: list[TripletTokens]) -> list[dict]:
 
 
 def make_trainer(
-    path, triplets, batch_size, accumulation, model=None, beta=BETA, use_cpu=True, **kwargs
+    path,
+    triplets,
+    batch_size,
+    accumulation,
+    model=None,
+    beta=BETA,
+    use_cpu=True,
+    save_strategy="no",
+    **kwargs,
 ) -> TripletTrainer:
     args = TSpinTrainingArguments(
         output_dir=str(path),
@@ -60,7 +68,7 @@ def make_trainer(
         max_grad_norm=0.0,
         num_train_epochs=1,
         report_to=[],
-        save_strategy="no",
+        save_strategy=save_strategy,
         use_cpu=use_cpu,
         disable_tqdm=True,
         t_spin_alpha=ALPHA,

@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.generation.engines import decoding, transformers_engine
 from axolotl_tspin.generation.engines.decoding import (
+    FiniteRows,
     RowSampler,
     RowStops,
     decoding_attention,
@@ -110,25 +111,27 @@ def test_new_tokens_are_read_once_for_the_whole_batch(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "tolist", counted)
     monkeypatch.setattr(transformers_engine, "SEGMENT", 4)
     answer(tiny_llama(50), [[1, 3 + i] for i in range(6)], 10)
-    assert reads == [(6, 4), (6, 4), (6, 2)]
+    assert reads == [(6, 5), (6, 5), (6, 3)], "with a flag each: the row's logits were finite"
 
 
 def drawn(device, steps=3):
     """Draw from four rows, then from two of them."""
     sampler = RowSampler(range(4), 2, 2 * steps, device)
-    stops = RowStops([[2], [3, 4], [2], [5]], device)
+    stops, finite = RowStops([[2], [3, 4], [2], [5]], device), FiniteRows(4, device)
     ids = torch.zeros(4, 2, dtype=torch.long, device=device)
     scores, staying = torch.randn(4, 600, device=device), torch.tensor([0, 2], device=device)
 
     def draw():
         nonlocal ids, scores
         for _ in range(steps):
-            ids = torch.cat([ids, sampler(ids, scores).argmax(dim=1, keepdim=True)], dim=1)
+            token = sampler(ids, finite(ids, scores)).argmax(dim=1, keepdim=True)
+            ids = torch.cat([ids, token], dim=1)
             stops(ids, None)
         sampler.keep(staying)
         stops.keep(staying)
+        finite.keep(staying)
         ids, scores = ids[staying], scores[staying]
-        sampler(ids, scores)
+        sampler(ids, finite(ids, scores))
 
     return draw
 

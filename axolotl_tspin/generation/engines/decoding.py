@@ -5,6 +5,8 @@
   keys and values for every query head, with every token.
 - One random number per sampled token: transformers draws one for every token of the vocabulary.
 - Separate stop tokens for every row: transformers has one set for the whole batch.
+
+And a note of rows whose logits were not finite, which transformers would sample from.
 """
 
 from collections.abc import Sequence
@@ -145,8 +147,24 @@ class RowSampler(LogitsProcessor):
         parts = probabilities.unflatten(1, (-1, PART))
         part, left = _inverted(parts.sum(dim=2), uniform)
         inside = parts.gather(1, part[:, :, None].expand(-1, 1, PART))[:, 0]
-        drawn = part * PART + _inverted(inside, left)[0]
+        drawn = (part * PART + _inverted(inside, left)[0]).clamp(max=scores.shape[1] - 1)
         return torch.full_like(scores, float("-inf")).scatter_(1, drawn, 0.0)
+
+
+class FiniteRows(LogitsProcessor):
+    """Notes on the device in which rows all logits were finite, or −inf beside finite ones."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.finite = torch.ones(rows, dtype=torch.bool, device=device)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch."""
+        self.finite = self.finite[rows]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(rows, vocabulary) scores, as they are; NaN counts as the largest."""
+        self.finite &= scores.amax(dim=1).isfinite()
+        return scores
 
 
 def _inverted(weights: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +176,8 @@ def _inverted(weights: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     cumulative = weights.cumsum(dim=1, dtype=torch.float64)
     total = cumulative[:, -1:]
     point = torch.minimum(share * total, total.nextafter(torch.zeros_like(total)))
-    index = torch.searchsorted(cumulative, point, right=True)
+    # NaN sorts behind all; such a row is refused later, and must not end the device's work here.
+    index = torch.searchsorted(cumulative, point, right=True).clamp(max=weights.shape[1] - 1)
     weight = weights.gather(1, index).double()
     return index, (point - (cumulative.gather(1, index) - weight)) / weight
 

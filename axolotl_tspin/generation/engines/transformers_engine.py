@@ -18,12 +18,14 @@ from transformers.cache_utils import DynamicLayer
 from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.generation.engines.decoding import (
     ROOM,
+    FiniteRows,
     RowSampler,
     RowStops,
     give_room,
     use_decoding_attention,
 )
 from axolotl_tspin.generation.engines.engine import Request, Response
+from axolotl_tspin.resolve.policies import not_finite
 from axolotl_tspin.training.policies import autocast, base_of
 
 SEGMENT = 24
@@ -53,7 +55,8 @@ class TransformersEngine:
     """Samples batches of prompts, padded on the left, that shrink as their rows end.
 
     A batch is generated in segments. Between two segments, the rows that have ended are removed
-    from it and from the cache.
+    from it and from the cache. A policy whose logits are not finite is refused (`TSpinError`); no
+    response of the batch is returned.
 
     Args:
         model: the policy, on its device.
@@ -110,7 +113,8 @@ class TransformersEngine:
             use_cache=True,
         )
         stops = RowStops([request.stop_ids for request in group], device)
-        processors = LogitsProcessorList()
+        finite = FiniteRows(len(group), device)
+        processors = LogitsProcessorList([finite])
         sampler = None
         if self._sampling.temperature > 0:
             limit = max(request.max_new_tokens for request in group)
@@ -144,8 +148,12 @@ class TransformersEngine:
                 give_room(cache)
             staying = []
             # One copy from the device for all rows.
-            for position, ids in enumerate(sequences[:, longest + made :].tolist()):
+            new = torch.cat([sequences[:, longest + made :], finite.finite[:, None]], dim=1)
+            for position, (*ids, is_finite) in enumerate(new.tolist()):
                 i = alive[position]
+                if not is_finite:
+                    what = f"logits that are not finite at the prompt of row {group[i].row}"
+                    raise not_finite(self._model, what)
                 said[i] += ids
                 response = _ended(group[i], said[i], made)
                 if response is None:
@@ -157,6 +165,7 @@ class TransformersEngine:
                 index = torch.tensor(staying, device=device)
                 sequences, mask = sequences[index], mask[index]
                 stops.keep(index)
+                finite.keep(index)
                 if sampler:
                     sampler.keep(index)
                 if isinstance(cache, DynamicCache):
