@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from axolotl_tspin.config import TSpinConfig
 from axolotl_tspin.diagnostics.status import run_status
 from axolotl_tspin.errors import BadRow
-from axolotl_tspin.generation.blocks import rows_done
+from axolotl_tspin.generation.disk_space import response_tokens, responses_left, stored_bytes
 from axolotl_tspin.planning.memory import (
     MemoryEstimate,
     ModelShape,
@@ -34,15 +34,11 @@ from axolotl_tspin.resolve.yaml_file import read_yaml
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.fingerprints import weights_size
 from axolotl_tspin.run.prompts import Prompts
-from axolotl_tspin.run.tables import read_metadata
-from axolotl_tspin.run.triplets import iterate_triplets
+from axolotl_tspin.run.settings import changed_settings
 from axolotl_tspin.training.layout_choice import Choice, choose_layout
 
 LOOKED_AT = 256
 """Number of rows whose lengths represent all."""
-
-BYTES_PER_TOKEN = 4 + 5
-"""Bytes per token of a stored response: its id and its text, uncompressed."""
 
 
 class Lengths(NamedTuple):
@@ -106,11 +102,16 @@ class MemoryPlan(NamedTuple):
 
 
 class RunPlan(NamedTuple):
-    """Remaining work of a run, iteration by iteration, and the memory that training needs."""
+    """Remaining work of a run, iteration by iteration, and the memory that training needs.
+
+    Attributes:
+        changes: settings of the due step that have changed; see `changed_settings`.
+    """
 
     lengths: Lengths
     iterations: list[IterationPlan]
     memory: MemoryPlan
+    changes: str
 
 
 def plan_run(config_path: Path, ranks: int) -> RunPlan:
@@ -127,11 +128,12 @@ def plan_run(config_path: Path, ranks: int) -> RunPlan:
     partitioning = {key: raw[key] for key in PARTITIONING_KEYS if raw.get(key)}
     plan = prepare_generation(raw)
     config, run = plan.config, plan.run
+    changes = changed_settings(run, plan.due, raw) if run.exists() else ""
     cfg = load_cfg(raw)
     cfg.update(partitioning)  # removed for a step that samples, but training's memory needs them
     limit, row = config.generation.max_new_tokens, cfg.sequence_len
     if run.exists():
-        lengths = _frozen_lengths(run, config.iterations, limit, row)
+        lengths = _frozen_lengths(run, config, row)
     else:
         lengths = _source_lengths(cfg, limit, with_test=plan.with_test)
     model = None if adapter else weights_size(plan.initial_policy, plan.revision)
@@ -142,16 +144,15 @@ def plan_run(config_path: Path, ranks: int) -> RunPlan:
         if step == "done":
             continue
         steps = ["generate", "train"] if step == "generate" else ["train"]
-        share = config.generation.fraction if number else 1.0
-        responses = _responses_left(run, number, lengths, share) if step == "generate" else 0
+        by_split = {"train": lengths.rows, "test": lengths.test_rows}
+        responses = responses_left(run, number, by_split, config) if step == "generate" else 0
         per_triplet = 3 * lengths.prompt + lengths.annotated + 2 * lengths.response
         batch = cfg.micro_batch_size * (cfg.gradient_accumulation_steps or 1) * ranks
         epochs = cfg.num_epochs or 1.0
         triplets = lengths.rows * (1 + min(number, config.history_window))
         steps_left = cfg.max_steps or math.ceil(math.ceil(triplets / batch) * epochs)
         tokens = int(responses * lengths.response)
-        rows = lengths.rows + lengths.test_rows
-        stored = int(rows * 2 * lengths.response * BYTES_PER_TOKEN)
+        stored = stored_bytes(sum(by_split.values()), lengths.response, tokens)
         plans.append(
             IterationPlan(
                 iteration=number,
@@ -164,11 +165,11 @@ def plan_run(config_path: Path, ranks: int) -> RunPlan:
                 optimizer_steps=steps_left,
                 sampling_seconds=tokens / sampling_rate if sampling_rate else None,
                 training_seconds=training_seconds,
-                disk=stored + tokens * BYTES_PER_TOKEN + (model or 0),
+                disk=stored + (model or 0),
             )
         )
     training = DictDefault(cfg.to_dict() | {"adapter": adapter})
-    return RunPlan(lengths, plans, _memory(training, config, lengths, ranks))
+    return RunPlan(lengths, plans, _memory(training, config, lengths, ranks), changes)
 
 
 def _memory(cfg: DictDefault, config: TSpinConfig, lengths: Lengths, ranks: int) -> MemoryPlan:
@@ -208,20 +209,11 @@ def _longest(rows: Iterable[tuple[int, int]], limit: int, row: int) -> tuple[int
     return max(triplets, key=lambda tokens: tokens[0] + tokens[1] + 2 * tokens[2])
 
 
-def _frozen_lengths(run: RunDirectory, iterations: int, limit: int, row: int) -> Lengths:
+def _frozen_lengths(run: RunDirectory, config: TSpinConfig, row: int) -> Lengths:
     """Measure the run's prompts, and the responses of its last complete triplets."""
     prompts = Prompts(run.prompts("train"))
     rows = prompts.read(0, ["prompt_ids", "annotated_ids"]).to_pylist()
-    response, measured = float(limit), False
-    triplets = [run.iteration(number).triplets("train") for number in range(iterations)]
-    triplets = [path for path in triplets if path.exists()]
-    if triplets:
-        metadata = read_metadata(triplets[-1], verify=False)
-        if metadata["sampled"]:
-            response, measured = metadata["tokens"] / metadata["sampled"], True
-        else:
-            seen = [r["synthetic_ids"] for r in iterate_triplets(triplets[-1], ["synthetic_ids"])]
-            response, measured = sum(map(len, seen)) / len(seen), True
+    response, measured = response_tokens(run, config)
     pairs = [(len(r["prompt_ids"]), len(r["annotated_ids"])) for r in rows]
     return Lengths(
         prompts.rows,
@@ -230,7 +222,7 @@ def _frozen_lengths(run: RunDirectory, iterations: int, limit: int, row: int) ->
         sum(annotated for _, annotated in pairs) / len(pairs),
         response,
         measured,
-        _longest(pairs, limit, row),
+        _longest(pairs, config.generation.max_new_tokens, row),
     )
 
 
@@ -271,14 +263,3 @@ def _load_split(cfg: Any, entry: Any, key: str, default: str) -> Any:
     if isinstance(data, dict):
         data = data.get(entry.split or default) or next(iter(data.values()))
     return data
-
-
-def _responses_left(run: RunDirectory, number: int, lengths: Lengths, share: float) -> int:
-    """Count the responses still to sample, in the splits whose triplets are not complete."""
-    left = 0
-    for split, rows in (("train", lengths.rows), ("test", lengths.test_rows)):
-        iteration = run.iteration(number)
-        if not iteration.triplets(split).exists():
-            done, _ = rows_done(iteration.responses(split))
-            left += max(math.ceil(rows * share) - done, 0)
-    return left

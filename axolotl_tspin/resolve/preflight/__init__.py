@@ -1,0 +1,1 @@
+"""Checks, before anything is sampled, of what the steps after it need."""
