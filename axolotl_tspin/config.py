@@ -235,6 +235,24 @@ class TSpinConfig(StrictModel):
         description="Triplets to score under the policy that an iteration trained, for `status`, "
         "`report` and warnings: a number, `all`, or 0 for none.",
     )
+    held_out: int | Literal["auto"] = Field(
+        default="auto",
+        description="Rows of `datasets` that are never trained on and show whether the policy got "
+        "better: a number, 0 for none, or `auto`: 5%, at most 256, none of fewer than 640 rows. "
+        "Rows that share a prompt stay together. `val_set_size` and `test_datasets` take its "
+        "place.",
+    )
+    answer: str | None = Field(
+        default=None,
+        description="Regular expression of a response's answer, such as `'#### (-?[0-9.,]+)'`: the "
+        "last match (or its first group) must equal the annotated one's. The accuracy on held-out "
+        "prompts then decides first whether the policy got better.",
+    )
+    on_warning: Literal["stop", "continue"] = Field(
+        default="stop",
+        description="What a step does after a warning that it would be of no use: triplets that "
+        "teach nothing, a policy that collapsed. `stop` ends before it, `continue` goes on.",
+    )
     gradient_norms: int = Field(
         default=0,
         ge=0,
@@ -284,6 +302,22 @@ class TSpinConfig(StrictModel):
     def _scores_some_or_none(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 0:
             raise ValueError(f"`{value}` triplets scored; expected a number, `all`, or 0 for none")
+        return value
+
+    @field_validator("held_out")
+    @classmethod
+    def _holds_out_some_or_none(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 0:
+            raise ValueError(f"`{value}` rows held out; expected a number, `auto`, or 0 for none")
+        return value
+
+    @field_validator("answer")
+    @classmethod
+    def _answer_is_an_expression(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"`{value}` is not a regular expression ({error})") from error
         return value
 
     @field_validator("max_tokens_per_row")

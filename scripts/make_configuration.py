@@ -69,8 +69,7 @@ that).
 `history_window: 1` adds the triplets of the iteration before to each training, as SPIN's authors
 mix its pairs.
 A method with a reference takes their log-probabilities under the current π_θt.
-`val_set_size` with a `history_window` is refused: a prompt would be trained on and evaluated.
-Give the evaluation a separate data set with `test_datasets`.
+Rows that `held_out` or `val_set_size` hold out are in none of them.
 
 SFT is Axolotl's own: use the same YAML without `rl: t_spin`, `t_spin:` and the `t_spin.` in `type`.
 """

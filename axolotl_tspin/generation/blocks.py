@@ -16,10 +16,10 @@ from typing import Any
 import filelock
 import numpy as np
 import pyarrow as pa
-from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.shards import Shard
+from axolotl_tspin.logs import get_logger
 from axolotl_tspin.run.prompts import Prompts
 from axolotl_tspin.run.tables import DamagedTable, read_metadata, write_table
 from axolotl_tspin.run.triplets import RESPONSES_SCHEMA, read_responses

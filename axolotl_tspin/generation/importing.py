@@ -10,12 +10,14 @@ import pyarrow as pa
 from axolotl.cli.config import load_cfg
 from axolotl.common.datasets import load_datasets
 from axolotl.loaders import load_tokenizer
-from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.generation.held_out import hold_out
 from axolotl_tspin.generation.step import begin_run, freeze_lock
+from axolotl_tspin.logs import get_logger
 from axolotl_tspin.resolve.embeddings import refuse_new_embeddings
-from axolotl_tspin.resolve.steps import GenerationPlan, prepare_import
+from axolotl_tspin.resolve.generation_plan import GenerationPlan
+from axolotl_tspin.resolve.steps import prepare_import
 from axolotl_tspin.resolve.yaml_file import read_yaml
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.prompts import Prompts, freeze_prompts
@@ -62,7 +64,10 @@ def _freeze_with_responses(plan: GenerationPlan, cfg: Any) -> None:
     with dropped_rows() as dropped:
         data = load_datasets(cfg=cfg)
     source = f"foreign:{','.join(public_name(entry.path) for entry in cfg.datasets)}"
-    for split, rows in (("train", data.train_dataset), ("test", data.eval_dataset)):
+    train, test = data.train_dataset, data.eval_dataset
+    if test is None:
+        train, test = hold_out(train, plan.held_out, plan.val_set_size, cfg.seed or 42)
+    for split, rows in (("train", train), ("test", test)):
         if rows is not None:
             freeze_prompts(plan.run.prompts(split), rows, len(rows))
             _write_triplets(plan.run, split, rows, tokenizer, source)

@@ -3,10 +3,10 @@
 import time
 from typing import Self
 
-from axolotl.utils.logging import get_logger
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from axolotl_tspin.logs import console, get_logger
 
 LOG = get_logger(__name__)
 SECONDS_BETWEEN_LOGS = 30.0
@@ -26,7 +26,7 @@ class Progress:
         self._tokens = 0
         self._logged_rows: int | None = None
         self._started = self._logged = time.monotonic()
-        self._console = Console(stderr=True)
+        self._console = console()
         self._bar = RichProgress(
             TextColumn("sampling"),
             BarColumn(),

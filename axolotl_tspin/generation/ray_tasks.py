@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.generation.shards import Shard
+from axolotl_tspin.logs import get_logger
 
 LOG = get_logger(__name__)
 

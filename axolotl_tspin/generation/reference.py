@@ -16,11 +16,11 @@ from typing import Any
 
 import filelock
 import torch
-from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.generation.blocks import block_path
+from axolotl_tspin.logs import get_logger
+from axolotl_tspin.resolve.generation_plan import GenerationPlan
 from axolotl_tspin.resolve.loading import LoadedPolicy, Score
-from axolotl_tspin.resolve.steps import GenerationPlan
 from axolotl_tspin.run.logps import LOGPS_SCHEMA, logps_table, made_with, read_logps
 from axolotl_tspin.run.prompts import Prompts
 from axolotl_tspin.run.tables import (

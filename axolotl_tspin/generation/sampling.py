@@ -8,7 +8,6 @@ from typing import Any
 
 import filelock
 import numpy as np
-from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.blocks import Block, all_complete, block_path, claim_blocks, rows_done
@@ -16,8 +15,9 @@ from axolotl_tspin.generation.engines.engine import Engine, Request, Response
 from axolotl_tspin.generation.progress import Progress
 from axolotl_tspin.generation.selection import current_advantages, read_selection, select_rows
 from axolotl_tspin.generation.shards import Shard
+from axolotl_tspin.logs import get_logger
+from axolotl_tspin.resolve.generation_plan import GenerationPlan
 from axolotl_tspin.resolve.loading import LoadedPolicy
-from axolotl_tspin.resolve.steps import GenerationPlan
 from axolotl_tspin.run.files import digest
 from axolotl_tspin.run.logps import kept_scores, logps_of_rows
 from axolotl_tspin.run.prompts import Prompts
@@ -64,8 +64,9 @@ class SplitSampling:
         return needed_rows(self.prompts, self.sampled, self.first)
 
     def select(self, policy: Callable[[], LoadedPolicy]) -> None:
-        """Choose the rows to sample, once per iteration."""
-        if self.settings.select == "all" or self.number == 0:
+        """Choose the rows to sample, once per iteration. Held-out prompts are all sampled, since
+        they show what the policy writes now."""
+        if self.settings.select == "all" or self.number == 0 or self.name == "test":
             return
         path = self.iteration.selection(self.name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,10 +94,9 @@ class SplitSampling:
         if self.settings.select != "advantage":
             return None
         run = self.plan.run
-        if self.name == "train":
-            scored = logps_of_rows(kept_scores(run, self.number - 1), np.arange(self.prompts.rows))
-            if scored is not None:
-                return scored[:, 0] - scored[:, 1]
+        scored = logps_of_rows(kept_scores(run, self.number - 1), np.arange(self.prompts.rows))
+        if scored is not None:
+            return scored[:, 0] - scored[:, 1]
         return current_advantages(
             load().score,
             run.iteration(self.number - 1).triplets(self.name),

@@ -14,19 +14,24 @@ import torch
 from axolotl.cli.config import load_cfg
 from axolotl.common.datasets import load_datasets
 from axolotl.loaders import load_tokenizer
-from axolotl.utils.logging import get_logger
 from transformers import PreTrainedTokenizerBase
 
 from axolotl_tspin import __version__
 from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.generation.blocks import rows_done
+from axolotl_tspin.generation.disk_space import check_disk_space
 from axolotl_tspin.generation.engines.engine import Engine
+from axolotl_tspin.generation.held_out import hold_out
+from axolotl_tspin.generation.policy_verdict import judge_policy, refuse_collapsed_policy
+from axolotl_tspin.generation.preflight import check_before_sampling
 from axolotl_tspin.generation.reference import write_references
 from axolotl_tspin.generation.sampling import SplitSampling, sample_split
 from axolotl_tspin.generation.shards import Shard, this_shard
+from axolotl_tspin.logs import get_logger
 from axolotl_tspin.resolve.embeddings import refuse_new_embeddings
+from axolotl_tspin.resolve.generation_plan import GenerationPlan
 from axolotl_tspin.resolve.loading import load_policy
-from axolotl_tspin.resolve.steps import GenerationPlan, prepare_generation
+from axolotl_tspin.resolve.steps import prepare_generation
 from axolotl_tspin.resolve.yaml_file import read_yaml
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.fingerprints import policy_fingerprint
@@ -42,7 +47,8 @@ class Outcome(NamedTuple):
     """Result of a call of the generation step.
 
     `due` is "generate" while other processes still work; `assembled` is True if this call
-    completed the triplets.
+    completed the triplets. After the last iteration, `iteration` is the one that would follow, and
+    only held-out prompts were sampled.
     """
 
     run: RunDirectory
@@ -75,6 +81,8 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
     if plan.due.step != "generate":
         return Outcome(plan.run, plan.due.iteration, plan.due.step, 0)
     plan.run.check_writable()
+    refuse_collapsed_policy(plan)
+    check_before_sampling(plan, raw, shard)
     cfg = load_cfg(raw)
     with freeze_lock(plan.run):
         if plan.run.exists():
@@ -82,6 +90,7 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
             plan.run.check_identity(plan.identity)
         else:
             freeze(plan, cfg)
+    check_disk_space(read_yaml(config_path), plan.run, plan.config, plan.due)
     if use_ray:
         from axolotl_tspin.generation.ray_tasks import run_on_ray
 
@@ -94,8 +103,8 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
     shard = shard or this_shard(plan.config.generation.shard)
     fingerprint = plan.check_policy()
     LOG.info(
-        "T-SPIN iteration %s: sampling from %s (weights %s)%s",
-        plan.due.iteration,
+        "T-SPIN: %s: sampling from %s (weights %s)%s",
+        "the final policy" if plan.is_final else f"iteration {plan.due.iteration}",
         plan.policy,
         fingerprint,
         f", shard {shard}" if shard.total > 1 else "",
@@ -103,7 +112,7 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
     triplets = plan.run.iteration(plan.due.iteration).triplets
     splits = [
         SplitSampling(plan, cfg, split, fingerprint)
-        for split in plan.run.splits()
+        for split in plan.splits
         if not triplets(split).exists()
     ]
     generated = 0
@@ -112,6 +121,9 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
         for split in splits:
             split.select(lambda: load_policy(cfg))
             generated += sample_split(split, shard, load)
+            if split.name == "test" and split.is_sampled():
+                split.assemble()
+                judge_policy(plan)
     unfinished = [split for split in splits if not split.is_sampled()]
     if unfinished:
         done = sum(rows_done(split.folder)[0] for split in splits)
@@ -120,6 +132,10 @@ def generate(config_path: str | Path, shard: Shard | None = None) -> Outcome:
         return Outcome(plan.run, plan.due.iteration, "generate", generated)
     for split in splits:
         split.assemble()
+    if "test" not in plan.run.splits():
+        judge_policy(plan)
+    if plan.is_final:
+        return Outcome(plan.run, plan.due.iteration, "done", generated, assembled=bool(splits))
     gc.collect()  # frees the engine's memory for the scoring policy
     complete = write_references(plan, fingerprint, lambda: load_policy(cfg))
     return Outcome(
@@ -158,7 +174,10 @@ def freeze(plan: GenerationPlan, cfg: Any) -> None:
     shutil.rmtree(cfg.dataset_prepared_path, ignore_errors=True)
     with dropped_rows() as dropped:
         data = load_datasets(cfg=cfg)
-    for split, rows in (("train", data.train_dataset), ("test", data.eval_dataset)):
+    train, test = data.train_dataset, data.eval_dataset
+    if test is None:
+        train, test = hold_out(train, plan.held_out, plan.val_set_size, cfg.seed or 42)
+    for split, rows in (("train", train), ("test", test)):
         if rows is not None:
             freeze_prompts(plan.run.prompts(split), rows, len(rows))
     begin_run(plan, dropped)

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from axolotl.utils.logging import get_logger
 from datasets import Dataset
 from transformers import TrainerCallback
 
 from axolotl_tspin.config import TSpinConfig
 from axolotl_tspin.diagnostics.findings import saturated
+from axolotl_tspin.logs import get_logger
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.logps import Scores, rows_to_score, write_scores
 from axolotl_tspin.run.tables import read_metadata
@@ -57,7 +57,7 @@ class Recorder(TrainerCallback):
             return
         triplets = self._run.iteration(self._number).triplets("train")
         rows = rows_to_score(read_metadata(triplets, verify=False)["rows"], count)
-        self._logps = self._trainer.score(_data(triplets, rows))
+        self._logps = self._trainer.score(rows_to_collate(triplets, rows))
 
     def write_scores(self, policy: str) -> None:
         """Write the scores, on one rank, once the trained policy's fingerprint is known."""
@@ -68,7 +68,7 @@ class Recorder(TrainerCallback):
         write_scores(iteration.scores, scores, iteration.triplets("train"))
 
 
-def _data(triplets: Path, rows: np.ndarray) -> Dataset:
+def rows_to_collate(triplets: Path, rows: np.ndarray) -> Dataset:
     """Make rows of triplets that the collator takes, with their numbers in `row`."""
     read = triplets_of_rows(triplets, rows)
     return Dataset.from_list(

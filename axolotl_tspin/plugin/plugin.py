@@ -5,14 +5,15 @@ from functools import partial
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
-from axolotl.utils.logging import get_logger
 from transformers import TrainerCallback
 
 from axolotl_tspin.config import ResolvedRun, TSpinConfig
 from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.logs import get_logger
 from axolotl_tspin.plugin.prepared import clear_half_prepared
+from axolotl_tspin.plugin.process import set_up_process
 from axolotl_tspin.resolve.steps import prepare_training
-from axolotl_tspin.resolve.yaml_file import RL_TYPE
+from axolotl_tspin.resolve.yaml_file import RL_TYPE, parse_t_spin
 from axolotl_tspin.run.directory import Policy, RunDirectory
 from axolotl_tspin.run.fingerprints import policy_fingerprint
 from axolotl_tspin.run.ranks import in_step, rank
@@ -26,13 +27,17 @@ class TSpinPlugin(BasePlugin):
     def __init__(self) -> None:
         super().__init__()
         self._recorder: Any = None
+        self._measurer: Any = None
         self._post_train_calls = 0
 
     def register(self, cfg: dict) -> None:
         block = cfg.get("t_spin")
         resolved = block.get("resolved") if isinstance(block, dict) else None
+        if cfg.get("rl") == RL_TYPE or resolved:
+            set_up_process()
         if cfg.get("rl") == RL_TYPE:
             in_step(lambda: _made_ready(cfg, prepare_training(cfg)))
+            _refuse_useless_training(cfg)
         elif resolved and resolved["task"] == "train":  # a step repeated with its train.yml
             in_step(lambda: _made_ready(cfg, "a step repeated with its train.yml"))
         elif block and not resolved:
@@ -103,8 +108,21 @@ class TSpinPlugin(BasePlugin):
 
         config, resolved = run
         number = None if resolved.direct else resolved.iteration
-        self._recorder = Recorder(trainer, RunDirectory(resolved.run_dir), number, config)
-        return [self._recorder]
+        run_directory = RunDirectory(resolved.run_dir)
+        self._recorder = Recorder(trainer, run_directory, number, config)
+        if number is None:
+            return [self._recorder]
+        from axolotl_tspin.plugin.measuring import Measurer
+
+        self._measurer = Measurer(
+            trainer,
+            run_directory,
+            number,
+            config,
+            beta=resolved.beta,
+            start_policy=run_directory.start_policy(number),
+        )
+        return [self._recorder, self._measurer]
 
     def post_train(self, cfg: Any, model: Any) -> None:
         """Mark the iteration trained. Axolotl calls this before and after it saves the model."""
@@ -119,15 +137,20 @@ class TSpinPlugin(BasePlugin):
         from axolotl_tspin.diagnostics.figures import keep_figures
         from axolotl_tspin.diagnostics.findings import findings_of_run
         from axolotl_tspin.diagnostics.model_card import write_model_card
+        from axolotl_tspin.training.finite import refuse_non_finite_files
+        from axolotl_tspin.verdicts.evidence import keep_evidence
+        from axolotl_tspin.verdicts.verdict import verdict_on_iteration
 
         directory = RunDirectory(resolved.run_dir)
         iteration = directory.iteration(resolved.iteration)
         iteration.check_trained()
+        refuse_non_finite_files(iteration.model)
         trained = Policy(cfg.base_model, str(iteration.model)) if cfg.adapter else None
         fingerprint = policy_fingerprint(
             trained or Policy(str(iteration.model)), directory.fingerprints, cfg.revision_of_model
         )
         self._recorder.write_scores(fingerprint)
+        self._measurer.write_after(fingerprint)
         iteration.mark_trained(
             {
                 "iteration": resolved.iteration,
@@ -141,27 +164,35 @@ class TSpinPlugin(BasePlugin):
                 "log_history": self._recorder.log_history,
             }
         )
-        # Axolotl 0.19 has ended the process group, which its logger would ask for the rank.
-        here = {"main_process_only": False}
-        LOG.info("T-SPIN: iteration %s is trained", resolved.iteration, **here)
+        LOG.info("T-SPIN: iteration %s is trained", resolved.iteration)
         keep_figures(directory, resolved.iteration, config)
+        keep_evidence(directory, resolved.iteration, config)
         write_model_card(directory, resolved.iteration, config)
         for finding in findings_of_run(directory, config):
             if finding.iteration == resolved.iteration:
-                LOG.warning("T-SPIN: %s", finding, **here)
+                LOG.warning("T-SPIN: %s", finding)
         if config.keep_models != "all":
             keep = 1 if config.keep_models == "last" else config.keep_models
             dropped = directory.drop_models_before(resolved.iteration + 1 - keep)
             if dropped:
-                LOG.info(
-                    "T-SPIN: keep_models: deleted the models of iterations %s", dropped, **here
-                )
+                LOG.info("T-SPIN: keep_models: deleted the models of iterations %s", dropped)
+        verdict = verdict_on_iteration(directory, resolved.iteration, config)
+        LOG.info("T-SPIN: iteration %s: %s", resolved.iteration, verdict)
 
 
 def _made_ready(cfg: dict, agreed: str) -> str:
     """Clear incomplete prepared rows, and return the text that ranks must agree on."""
     clear_half_prepared(cfg["dataset_prepared_path"])
     return agreed
+
+
+def _refuse_useless_training(cfg: dict) -> None:
+    resolved = cfg["t_spin"]["resolved"]
+    if not (resolved["direct"] or resolved["already_trained"]):
+        from axolotl_tspin.diagnostics.before_training import refuse_useless_training
+
+        run, number = RunDirectory(resolved["run_dir"]), resolved["iteration"]
+        refuse_useless_training(run, number, parse_t_spin(cfg))
 
 
 def _settings(cfg: Any) -> tuple[TSpinConfig, ResolvedRun] | None:

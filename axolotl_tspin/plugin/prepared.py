@@ -6,8 +6,9 @@ from pathlib import Path
 import filelock
 import pyarrow as pa
 from axolotl.utils.data.lock import LOCK_FILE_NAME
-from axolotl.utils.logging import get_logger
 from datasets import load_from_disk
+
+from axolotl_tspin.logs import get_logger
 
 LOG = get_logger(__name__)
 

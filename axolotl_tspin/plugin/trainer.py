@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from axolotl.core.trainers.base import AxolotlTrainer
-from axolotl.utils.logging import get_logger
 
+from axolotl_tspin.logs import get_logger
 from axolotl_tspin.training import layout_check, trainer
 from axolotl_tspin.training.trainer import TripletTrainer
 

@@ -109,15 +109,6 @@ def without_effect(cfg: Mapping[str, Any]) -> list[str]:
     return [key for key in WITHOUT_EFFECT if cfg.get(key)]
 
 
-def refuse_shared_evaluation(cfg: Mapping[str, Any], config: TSpinConfig) -> None:
-    if config.history_window and cfg.get("val_set_size"):
-        raise TSpinError(
-            f"`val_set_size` with `t_spin.history_window: {config.history_window}`: a prompt is in "
-            "the triplets of several iterations, so it would be both trained on and evaluated; "
-            "give the evaluation a separate data set with `test_datasets`"
-        )
-
-
 def refuse_unmeasurable_gradients(cfg: Mapping[str, Any], config: TSpinConfig) -> None:
     """Refuse before anything is sampled; the trainer refuses what the YAML does not show."""
     for key in ("deepspeed", "fsdp", "fsdp_config", "fp16"):

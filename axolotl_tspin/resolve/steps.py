@@ -5,15 +5,15 @@ place. `rl: t_spin` is removed in the process, so a second pass changes nothing.
 """
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import yaml
 from axolotl.utils.dict import DictDefault
-from axolotl.utils.logging import get_logger
 
 from axolotl_tspin import __version__
 from axolotl_tspin.config import ResolvedRun, TSpinConfig
 from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.logs import get_logger
 from axolotl_tspin.resolve.data_sets import (
     data_digests,
     data_files,
@@ -22,44 +22,24 @@ from axolotl_tspin.resolve.data_sets import (
     translate_entry,
     triplets_entry,
 )
-from axolotl_tspin.resolve.policies import accepted_triplets, check_start_policy, start_from
+from axolotl_tspin.resolve.generation_plan import GenerationPlan, final_samples_are_due
+from axolotl_tspin.resolve.identity import IDENTITY_KEYS, identity_of
+from axolotl_tspin.resolve.policies import accepted_triplets, start_from
 from axolotl_tspin.resolve.precision import name_the_precision_of_cpus, sample_in_training_precision
 from axolotl_tspin.resolve.refusals import (
     loses_small_steps,
     refuse_contradictions,
-    refuse_shared_evaluation,
     refuse_unmeasurable_gradients,
     without_effect,
 )
 from axolotl_tspin.resolve.yaml_file import RawConfig, check_shape, parse_t_spin, plain
 from axolotl_tspin.run.directory import Due, Iteration, Policy, RunDirectory
 from axolotl_tspin.run.files import digest, write_atomically
-from axolotl_tspin.run.public_names import data_without_credentials
 from axolotl_tspin.run.ranks import rank
+from axolotl_tspin.run.settings import changed_settings
 from axolotl_tspin.run.tables import read_metadata
 
 LOG = get_logger(__name__)
-
-IDENTITY_KEYS = (
-    "base_model",
-    "revision_of_model",
-    "adapter",
-    "lora_model_dir",
-    "tokenizer_config",
-    "special_tokens",
-    "tokens",
-    "added_tokens_overrides",
-    "chat_template",
-    "chat_template_jinja",
-    "chat_template_kwargs",
-    "default_system_message",
-    "eot_tokens",
-    "sequence_len",
-    "excess_length_strategy",
-    "datasets",
-    "test_datasets",
-)
-"""Keys that decide what a run's prompts, responses and policies mean."""
 
 SUBSET_KEYS = ("dataset_shard_num", "dataset_shard_idx")
 """Axolotl's keys that select a part of the data. They are applied once, when prompts are frozen."""
@@ -69,29 +49,6 @@ PARTITIONING_KEYS = ("deepspeed", "fsdp", "fsdp_config", "fsdp_version")
 
 A process that samples holds a whole model. With these keys Axolotl would make it join a process
 group."""
-
-
-class GenerationPlan(NamedTuple):
-    """Work of a generation step; `with_test` is True if the `test_datasets` lack responses too."""
-
-    config: TSpinConfig
-    run: RunDirectory
-    due: Due
-    policy: Policy
-    initial_policy: Policy
-    revision: str | None
-    identity: dict[str, Any]
-    with_test: bool
-
-    def check_policy(self) -> str:
-        """Compute the fingerprint of the policy to sample from; see `check_start_policy`."""
-        return check_start_policy(
-            self.run,
-            self.due.iteration,
-            self.policy,
-            self.revision,
-            allow_foreign=self.config.allow_foreign,
-        )
 
 
 def prepare_training(cfg: RawConfig) -> str:
@@ -132,6 +89,8 @@ def prepare_training(cfg: RawConfig) -> str:
     if cfg.get("lm_eval_tasks"):
         # Axolotl would start the harness on every rank, and after a failed training as well.
         cfg["lm_eval_post_train"] = False
+    if changes := changed_settings(run, due, cfg):
+        LOG.warning("T-SPIN: changed %s", changes)
     checkpoint = iteration.last_checkpoint()
     if checkpoint and not done and cfg.get("auto_resume_from_checkpoints") is not False:
         cfg["resume_from_checkpoint"] = cfg.get("resume_from_checkpoint") or str(checkpoint)
@@ -166,6 +125,8 @@ def prepare_generation(cfg: RawConfig) -> GenerationPlan:
             "`field_messages: real`"
         )
     due = run.due(config.iterations, config.iteration)
+    if final_samples_are_due(config, run):
+        due = Due(config.iterations, "generate")
     policy = run.policy_after(due.iteration - 1, initial, adapter=bool(cfg.get("adapter")))
     _resolve(cfg, config, "generate", run, initial, due.iteration)
     start_from(cfg, policy, initial)
@@ -176,8 +137,22 @@ def prepare_generation(cfg: RawConfig) -> GenerationPlan:
     with_test = bool(cfg.get("test_datasets")) and not (
         run.exists() or have_responses(cfg, "test_datasets", config)
     )
-    revision = cfg.get("revision_of_model")
-    return GenerationPlan(config, run, due, policy, initial, revision, identity, with_test)
+    return GenerationPlan(
+        config,
+        run,
+        due,
+        policy,
+        initial,
+        cfg.get("revision_of_model"),
+        identity,
+        with_test,
+        *_held_out(cfg, config),
+    )
+
+
+def _held_out(cfg: RawConfig, config: TSpinConfig) -> tuple[int | str, float | None]:
+    """The keys that hold rows out; `test_datasets` take the place of both."""
+    return (0, None) if cfg.get("test_datasets") else (config.held_out, cfg.get("val_set_size"))
 
 
 def prepare_import(cfg: RawConfig) -> GenerationPlan:
@@ -201,9 +176,17 @@ def prepare_import(cfg: RawConfig) -> GenerationPlan:
     _resolve(cfg, config, "import", run, initial, 0)
     start_from(cfg, initial, initial)
     cfg["dataset_prepared_path"] = str(run.path / "prepared")
-    revision = cfg.get("revision_of_model")
-    due = Due(0, "generate")
-    return GenerationPlan(config, run, due, initial, initial, revision, identity, with_test)
+    return GenerationPlan(
+        config,
+        run,
+        Due(0, "generate"),
+        initial,
+        initial,
+        cfg.get("revision_of_model"),
+        identity,
+        with_test,
+        *_held_out(cfg, config),
+    )
 
 
 def _warn_of_settings(cfg: RawConfig) -> None:
@@ -263,12 +246,15 @@ def _point_at_triplets(
 ) -> list[Path]:
     """Put triplets in place of the data sets; return the files that decide what the rows are."""
     files = []
+    is_evaluated = cfg.get("test_datasets") or cfg.get("val_set_size")
     for split, key in (("train", "datasets"), ("test", "test_datasets")):
-        if split in run.splits():
+        if split in run.splits() and (split == "train" or is_evaluated):
             window = run.window(number, split, config.history_window)
             triplets = [run.iteration(t).triplets(split) for t in window]
             cfg[key] = [triplets_entry(path) for path in triplets]
             files += triplets
+    if "test" in run.splits():
+        cfg["val_set_size"] = 0  # these prompts were held out when they were frozen
     for key in SUBSET_KEYS:
         cfg.pop(key, None)
     return [*files, *(path for _, path in run.references(number))]
@@ -277,9 +263,9 @@ def _point_at_triplets(
 def _log_training(cfg: RawConfig, config: TSpinConfig, number: int, policy: Policy) -> None:
     resumed = cfg.get("resume_from_checkpoint")
     LOG.info(
-        "T-SPIN iteration %s of %s (%sbeta %s)\n  triplets: %s\n  policy: %s\n  output: %s%s",
+        "T-SPIN iteration %s of 0 to %s (%sbeta %s)\n  triplets: %s\n  policy: %s\n  output: %s%s",
         number,
-        config.iterations,
+        config.iterations - 1,
         "" if config.method == "t_spin" else f"method {config.method}, ",
         cfg["t_spin"]["resolved"]["beta"],
         ", ".join(entry["path"] for entry in cfg["datasets"]),
@@ -301,15 +287,13 @@ def _begin(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory, Policy, dict[str,
     check_shape(cfg)
     config = parse_t_spin(cfg)
     refuse_contradictions(cfg)
-    refuse_shared_evaluation(cfg, config)
     refuse_unmeasurable_gradients(cfg, config)
     name_the_precision_of_cpus(cfg)
     for key in ("base_model", "output_dir", "datasets", "sequence_len"):
         if not cfg.get(key):
             raise TSpinError(f"`{key}` is missing from the YAML; `rl: t_spin` needs it")
-    identity = {key: plain(cfg.get(key)) for key in IDENTITY_KEYS}
+    identity = identity_of(cfg, config)
     for key in ("datasets", "test_datasets"):
-        identity[key] = data_without_credentials(identity[key])
         for index, entry in enumerate(cfg.get(key) or []):
             translate_entry(entry, f"{key}[{index}]")
     initial = Policy(cfg["base_model"], cfg.get("lora_model_dir"))
@@ -364,7 +348,7 @@ def _prepared_path(cfg: RawConfig, files: list[Path]) -> str:
     key = digest(
         [
             __version__,
-            [plain(cfg.get(name)) for name in (*IDENTITY_KEYS, "t_spin", "val_set_size")],
+            [plain(cfg.get(name)) for name in (*IDENTITY_KEYS, "t_spin")],
             [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files],
         ]
     )

@@ -5,17 +5,20 @@ We read these keys before Axolotl validates the YAML.
 
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
-from axolotl.utils.dict import DictDefault
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from axolotl_tspin.config import TSpinConfig
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.run.directory import RunDirectory
 
+if TYPE_CHECKING:
+    from axolotl.utils.dict import DictDefault
+
 RL_TYPE = "t_spin"
+PLUGIN = "axolotl_tspin.TSpinPlugin"
 EXAMPLE = "such as `- {path: train.jsonl, type: t_spin.chat_template}`"
 
 RawConfig = MutableMapping[str, Any]
@@ -53,6 +56,7 @@ class DataSet(BaseModel):
 
 
 Text = Annotated[Any, _must_be(str, "text")]
+Names = Annotated[Any, _must_be(list, f"a list, such as `plugins: [{PLUGIN}]`")]
 Keys = Annotated[Any, _must_be(Mapping, "keys and values")]
 DataSets = Annotated[list[DataSet] | None, _must_be(list, f"a list of data sets, {EXAMPLE}")]
 
@@ -62,6 +66,7 @@ class Shape(BaseModel):
 
     base_model: Text = None
     output_dir: Text = None
+    plugins: Names = None
     lora_model_dir: Text = None
     dataset_prepared_path: Text = None
     t_spin: Keys = None
@@ -71,13 +76,31 @@ class Shape(BaseModel):
     test_datasets: DataSets = None
 
 
-def read_yaml(path: str | Path) -> DictDefault:
-    """Read a YAML as the user wrote it; TSpinError unless it has `rl: t_spin`."""
+def read_keys(path: str | Path) -> dict[str, Any]:
+    """Read a YAML as the user wrote it, without Axolotl; TSpinError unless it has `rl: t_spin`
+    and the plugin."""
     content = parse_yaml(path)
     if content.get("rl") != RL_TYPE:
         raise TSpinError(f"{path}: `rl: {content.get('rl')}`; `axolotl t-spin` needs `rl: t_spin`")
     check_shape(content, f"{path}: ")
-    return DictDefault(content)
+    _check_plugin(content, path)
+    return content
+
+
+def read_yaml(path: str | Path) -> "DictDefault":
+    """Read a YAML as `read_keys` does, into the dictionary that Axolotl takes."""
+    from axolotl.utils.dict import DictDefault
+
+    return DictDefault(read_keys(path))
+
+
+def _check_plugin(content: Mapping[str, Any], path: str | Path) -> None:
+    named = [str(name) for name in content.get("plugins") or []]
+    if not any(name.endswith(".TSpinPlugin") for name in named):
+        raise TSpinError(
+            f"{path}: add `plugins: [{', '.join([*named, PLUGIN])}]`; without the plugin Axolotl "
+            "does not know `rl: t_spin`"
+        )
 
 
 def inspect_run(cfg: RawConfig) -> tuple[TSpinConfig, RunDirectory]:
@@ -148,8 +171,6 @@ def check_shape(cfg: Mapping[str, Any], where: str = "") -> None:
 
 def plain(value: Any) -> Any:
     """Convert Axolotl's dictionaries to plain ones, at every depth."""
-    if isinstance(value, DictDefault):
-        return value.to_dict()
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -16,11 +16,18 @@
         trained.json                 its existence ends the training step
         diagnostics/train.parquet    log-probabilities of triplets under the trained policy
         diagnostics/figures.json     the iteration's figures for status and report
+        measured/before/test.parquet log-probabilities of triplets under the policy that the
+                                     training starts from, and in `after/` under the trained one
+        measured/evidence.json       what the iteration changed, and the verdict
+    t_spin.log                       output of the commands that is not for the terminal
 
-`test` files lie next to `train` files where the YAML has `test_datasets`.
+`test` files lie next to `train` files where prompts are held out, or the YAML has `test_datasets`.
+After the last training, the folder of the iteration that would follow holds responses of the final
+policy to the `test` prompts.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,6 +93,13 @@ class Iteration(NamedTuple):
     def figures(self) -> Path:
         return self.path / "diagnostics" / "figures.json"
 
+    def measured(self, when: Literal["before", "after"], split: str) -> Path:
+        return self.path / "measured" / when / f"{split}.parquet"
+
+    @property
+    def evidence(self) -> Path:
+        return self.path / "measured" / "evidence.json"
+
     def last_checkpoint(self) -> Path | None:
         """Find the newest checkpoint that is complete (its trainer state is written last)."""
         checkpoints = [
@@ -97,8 +111,11 @@ class Iteration(NamedTuple):
         return max(checkpoints, key=lambda path: int(path.name.split("-")[-1]), default=None)
 
     def training_record(self) -> dict[str, Any]:
-        """Read the record that `mark_trained` wrote."""
-        return json.loads(self.trained_marker.read_text())
+        """Read the record that `mark_trained` wrote; its log has only finite numbers."""
+        record = json.loads(self.trained_marker.read_text())
+        if "log_history" in record:
+            record["log_history"] = _finite(record["log_history"])
+        return record
 
     def training_log(self) -> tuple[list[dict[str, Any]], tuple[int, int] | None]:
         """Read the trainer's log, and (steps done, steps in all), from a finished training or from
@@ -110,7 +127,7 @@ class Iteration(NamedTuple):
         checkpoint = self.last_checkpoint()
         if checkpoint:
             state = json.loads((checkpoint / "trainer_state.json").read_text())
-            return state["log_history"], (state["global_step"], state["max_steps"])
+            return _finite(state["log_history"]), (state["global_step"], state["max_steps"])
         return [], None
 
     def check_trained(self) -> None:
@@ -248,6 +265,12 @@ class RunDirectory:
         """The fingerprint of the policy that the run began with."""
         return json.loads(self.manifest.read_text())["initial_policy"]
 
+    def start_policy(self, number: int) -> str:
+        """The fingerprint of the policy that iteration `number` starts from."""
+        if number == 0:
+            return self.initial_policy()
+        return str(self.iteration(number - 1).training_record()["policy"])
+
     def dropped(self) -> dict[str, int]:
         """The number of the data sets' rows that were left out, by kind; empty before the run has
         begun, and in runs that did not record it."""
@@ -310,6 +333,15 @@ class RunDirectory:
         steps = [self.step_of(number) for number in range(iterations)]
         return next((due for due in steps if due.step != "done"), steps[-1])
 
+    def lacks_final_samples(self, iterations: int) -> bool:
+        """True if all iterations are trained, and the final policy's responses to the `test`
+        prompts are not complete yet."""
+        return (
+            "test" in self.splits()
+            and self.due(iterations).step == "done"
+            and not self.iteration(iterations).triplets("test").exists()
+        )
+
     def drop_models_before(self, number: int) -> list[int]:
         """Delete the policies of the iterations before `number`; return the ones that had any."""
         dropped = [t for t in range(number) if self.iteration(t).model.exists()]
@@ -329,6 +361,15 @@ class RunDirectory:
             return initial
         model = str(self.iteration(number).model)
         return Policy(initial.base_model, model) if adapter else Policy(model)
+
+
+def _finite(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out what is not finite: null in our files, NaN and Infinity in the Trainer's."""
+
+    def is_finite(value: Any) -> bool:
+        return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+    return [{key: x for key, x in entry.items() if is_finite(x)} for entry in history]
 
 
 def _is_json(path: Path) -> bool:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
 
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.run.files import write_atomically
@@ -57,6 +56,8 @@ def export(triplets: Path, target: str, style: Format) -> int:
 
 
 def _to_hub(rows: Callable[[], Iterator[Row]], name: str) -> int:
+    from datasets import Dataset
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rows.parquet")
         written = _write_parquet(rows, path)

@@ -83,6 +83,9 @@ def write_yaml(
         "seed": 7,
     }
     cfg |= keys
+    if isinstance(cfg["t_spin"], dict):
+        # A random policy ends no turn, so all its responses are cut.
+        cfg["t_spin"] = {"on_warning": "continue"} | cfg["t_spin"]
     path = folder / name
     path.write_text(yaml.safe_dump({k: v for k, v in cfg.items() if v is not None}))
     return path
@@ -104,6 +107,7 @@ T_SPIN = {
     "iterations": 2,
     "alpha": 0.1,
     "gradient_norms": 2,
+    "on_warning": "continue",
     "generation": {"max_new_tokens": 12, "batch_size": 4, "select": "advantage", "fraction": 0.5},
 }
 """Of `diagnosed_run`."""

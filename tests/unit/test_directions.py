@@ -8,9 +8,9 @@ import axolotl_tspin
 
 PACKAGE = Path(axolotl_tspin.__file__).parent
 ROOMS = [
-    {"errors", "config", "triplets"},
+    {"errors", "config", "triplets", "logs"},
     {"training", "run"},
-    {"strategies"},
+    {"strategies", "verdicts"},
     {"resolve"},
     {"generation"},
     {"diagnostics"},

@@ -200,10 +200,6 @@ def test_a_stopped_training_resumes_from_its_last_complete_checkpoint(make_yaml,
             {"t_spin": {"gradient_norms": 5}, "deepspeed": "zero2.json"},
             "`t_spin.gradient_norms` does not go with `deepspeed`",
         ),
-        (
-            {"t_spin": {"history_window": 1}, "val_set_size": 0.1},
-            "a prompt is in the triplets of several iterations.*`test_datasets`",
-        ),
     ],
 )
 def test_contradictions_and_unknown_keys_are_refused(make_yaml, keys, message):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from axolotl.utils.logging import get_logger
 from pydantic import BaseModel, Field, NonNegativeInt
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
@@ -22,13 +21,13 @@ from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.engines.engine import Request, Response
 from axolotl_tspin.generation.engines.responses import UnusableAnswer, response_from_ids
 from axolotl_tspin.generation.engines.server_process import start_server, stop_server
+from axolotl_tspin.logs import get_logger
 from axolotl_tspin.run.directory import Policy
 
 LOG = get_logger(__name__)
 
 LONGEST_PAUSE = 30.0
-GARBAGE_ALLOWED = 3
-"""Unreadable answers to one request before the engine gives up."""
+GARBAGE_ALLOWED = 3  # unreadable answers to one request before the engine gives up
 
 SECONDS_TO_RESTART = 1.0
 """No server comes back with another model sooner than this."""

@@ -8,9 +8,8 @@ import signal
 import subprocess
 import sys
 
-from axolotl.utils.logging import get_logger
-
 from axolotl_tspin.errors import TSpinError
+from axolotl_tspin.logs import get_logger
 from axolotl_tspin.run.directory import Policy
 
 LOG = get_logger(__name__)

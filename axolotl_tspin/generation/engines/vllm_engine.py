@@ -16,12 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from axolotl.utils.logging import get_logger
-
 from axolotl_tspin.config import GenerationConfig
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.engines.engine import Request, Response
 from axolotl_tspin.generation.engines.responses import response_from_ids
+from axolotl_tspin.logs import get_logger
 from axolotl_tspin.run.directory import Policy
 
 LOG = get_logger(__name__)

@@ -1,0 +1,1 @@
+"""Is the policy better than before: what was measured, and the verdict on it."""
