@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 
 from axolotl_tspin.errors import TSpinError
@@ -78,6 +77,8 @@ class Evaluation(NamedTuple):
         Args:
             raw: the run's YAML as the user wrote it.
         """
+        import torch
+
         keys = {name: raw.get(name) for name in HARNESS_KEYS if raw.get(name) is not None}
         keys["lm_eval_model"] = self.policy.adapter_dir or self.policy.base_model
         keys["output_dir"] = str(self.folder)

@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ValidationError
 
 from axolotl_tspin.config import TSpinConfig
-from axolotl_tspin.diagnostics.diversity import distinct_n, repetition
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.files import write_json
 from axolotl_tspin.run.logps import Scores, kept_scores, reference_logps, rows_to_score
 from axolotl_tspin.run.tables import open_groups, read_metadata
-from axolotl_tspin.training.metrics import rewards_of, saturated_triplets
 from axolotl_tspin.triplets import RESPONSES
+from axolotl_tspin.verdicts.diversity import distinct_n, repetition
 
 N_GRAMS = (1, 2, 3)
 NORMAL_95 = 1.96
@@ -127,6 +125,10 @@ def policy_figures(
         reference: (n, 3) log-probabilities under the frozen policy, for the methods whose rewards
             are relative to it (eq. 3, 9).
     """
+    import torch
+
+    from axolotl_tspin.training.metrics import rewards_of, saturated_triplets
+
     logps = scores.logps
     rewards = rewards_of(logps, method.alpha, reference)
     gap = logps[:, 0] - logps[:, 1]

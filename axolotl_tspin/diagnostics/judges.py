@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.triplets import RESPONSES
+from axolotl_tspin.verdicts.answers import is_right
 
 BATCH = 8
 LONGEST = 4096
@@ -112,8 +113,7 @@ class Answer:
     """Scores 1 if a response's answer equals the annotated one's, else 0; NaN if that has none.
 
     Args:
-        pattern: a regular expression. The answer is the first group of its last match, or the whole
-            match, without thousands separators, spaces and a final point.
+        pattern: the regular expression of an answer (see `answer_of`).
     """
 
     def __init__(self, pattern: str) -> None:
@@ -128,23 +128,15 @@ class Answer:
     def __call__(self, triplets: Sequence[JudgedTriplet]) -> np.ndarray:
         scores = np.full((len(triplets), len(RESPONSES)), np.nan)
         for i, triplet in enumerate(triplets):
-            right = self.of(triplet.annotated)
-            if right is not None:
-                scores[i] = [self.of(getattr(triplet, name)) == right for name in RESPONSES]
+            for j, name in enumerate(RESPONSES):
+                right = is_right(self._pattern, triplet.annotated, getattr(triplet, name))
+                scores[i, j] = np.nan if right is None else right
         if np.isnan(scores).all():
             raise TSpinError(
                 f"--answer {self._pattern.pattern!r} matches none of the annotated responses, such "
                 f"as {triplets[0].annotated!r}"
             )
         return scores
-
-    def of(self, text: str) -> str | None:
-        """Find a response's answer; None if it has none."""
-        matches = list(self._pattern.finditer(text))
-        if not matches:
-            return None
-        found = matches[-1].group(1 if self._pattern.groups else 0) or ""
-        return re.sub(r"[,\s]", "", found).rstrip(".")
 
 
 class ScoreColumns:

@@ -1,20 +1,24 @@
 """Model card (README.md) of a trained iteration, from the contents of the run directory."""
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
 from axolotl_tspin import __version__
 from axolotl_tspin.config import TSpinConfig
-from axolotl_tspin.diagnostics.evaluation import harness_scores
+from axolotl_tspin.diagnostics.evaluation import TaskScore, harness_scores
 from axolotl_tspin.diagnostics.figures import read_figures
 from axolotl_tspin.diagnostics.templates import template
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.files import write_atomically
 from axolotl_tspin.run.public_names import on_the_hub, public_name
 from axolotl_tspin.run.tables import read_metadata
+from axolotl_tspin.verdicts.evidence import Evidence, evidence_of
+from axolotl_tspin.verdicts.verdict import PER_TOKEN, verdict_of
 
 TRAINING_KEYS = (
     "learning_rate",
@@ -33,6 +37,17 @@ TRAINING_KEYS = (
     "bf16",
     "seed",
 )
+MEASURED = {
+    PER_TOKEN: "log π(annotated) per token",
+    "logps/annotated": "log π(annotated)",
+    "accuracy": "accuracy",
+    "order_per_token": "annotated likelier than its own response, per token",
+    "length_ratio": "tokens written, relative to the annotated",
+    "cut": "share cut at the limit",
+    "repetition": "share of repeated 4-grams",
+}
+"""Figures shown, with their titles."""
+
 METHODS = {
     "t_spin": "T-SPIN (eq. 7)",
     "no_history": "T-SPIN without the historical term",
@@ -61,22 +76,33 @@ def model_card(run: RunDirectory, number: int, config: TSpinConfig) -> str:
     training = yaml.safe_load(iteration.training_config.read_text())
     is_trained = iteration.trained_marker.exists()
     record = iteration.training_record() if is_trained else {}
+    method = record.get("method", config.method)
     data = [_named(entry) for entry in identity["datasets"]]
     base_model = public_name(identity["base_model"])
+    scores = {"initial": harness_scores(run.path)} | {
+        f"iteration {t}": harness_scores(run.iteration(t).path) for t in range(number + 1)
+    }
+    evidence = evidence_of(run, config, 0, number + 1) if is_trained else None
+    name = f"{base_model.split('/')[-1]}, {METHODS[method].split(' (')[0]} iteration {number}"
     metadata = ModelCardData(
+        model_name=name,
         base_model=base_model if on_the_hub(base_model) else None,
+        license=license_of(identity["base_model"]),
+        eval_results=[
+            *_held_out_results(evidence, data[0]["path"]),
+            *_benchmark_results(scores.get(f"iteration {number}", [])),
+        ]
+        or None,
         datasets=[entry["path"] for entry in data if on_the_hub(entry["path"])] or None,
         library_name="peft" if training.get("adapter") else "transformers",
         pipeline_tag="text-generation",
         tags=["axolotl", "t-spin", "self-play"],
         ignore_metadata_errors=True,
     )
-    scores = {"initial": harness_scores(run.path)} | {
-        f"iteration {t}": harness_scores(run.iteration(t).path) for t in range(number + 1)
-    }
     body = template("model_card.md.jinja").render(
+        name=name,
         base_model=base_model,
-        method=METHODS[record.get("method", config.method)],
+        method=METHODS[method],
         number=number,
         iterations=config.iterations,
         config=config,
@@ -85,7 +111,14 @@ def model_card(run: RunDirectory, number: int, config: TSpinConfig) -> str:
         triplets=read_metadata(iteration.triplets("train"), verify=False),
         training={key: training[key] for key in TRAINING_KEYS if training.get(key) is not None},
         figures=read_figures(run, number) if is_trained else None,
-        scores={name: found for name, found in scores.items() if found},
+        scores={of: found for of, found in scores.items() if found},
+        verdict=verdict_of(evidence) if evidence else None,
+        evidence=evidence,
+        measures={
+            title: evidence.figure(measure)
+            for measure, title in MEASURED.items()
+            if evidence and evidence.figure(measure).before is not None
+        },
         adapter=bool(training.get("adapter")),
         policy=record.get("policy"),
         initial_policy=manifest["initial_policy"],
@@ -93,6 +126,52 @@ def model_card(run: RunDirectory, number: int, config: TSpinConfig) -> str:
         versions={"axolotl-tspin": __version__} | manifest["versions"],
     )
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}\n"
+
+
+def license_of(base_model: str) -> str | None:
+    """Read the licence that a base model's card names, from its folder or the hub's cache; None if
+    it names none, or is not here."""
+    path: Any = Path(base_model) / "README.md"
+    try:
+        if not path.exists():
+            path = try_to_load_from_cache(base_model, "README.md")
+        if not isinstance(path, (str, Path)):
+            return None
+        found = ModelCard.load(path, ignore_metadata_errors=True).data.license
+    except (OSError, ValueError):  # also of names that are not the hub's
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _held_out_results(evidence: Evidence | None, data: str) -> list[EvalResult]:
+    if evidence is None or not evidence.held_out:
+        return []
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split="held out",
+            metric_type=kind,
+            metric_name=title,
+            metric_value=round(value, 4),
+        )
+        for kind, title in (("accuracy", "accuracy"), (PER_TOKEN, MEASURED[PER_TOKEN]))
+        if (value := evidence.figure(kind).after) is not None
+    ]
+
+
+def _benchmark_results(scores: Sequence[TaskScore]) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=score.task,
+            dataset_name=score.task,
+            metric_type=score.metric.split(",")[0],
+            metric_value=round(score.value, 4),
+        )
+        for score in scores
+    ]
 
 
 def _named(entry: dict[str, Any]) -> dict[str, Any]:

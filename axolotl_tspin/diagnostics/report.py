@@ -1,15 +1,12 @@
-"""`axolotl t-spin report`: one self-contained HTML page, and its pictures as PNGs.
+"""`axolotl t-spin report`: one self-contained HTML page about one or several runs.
 
-Everything comes from files of the run directory; no policy is loaded.
+Everything comes from files of the run directories; no policy is loaded.
 """
 
-import base64
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,145 +14,211 @@ import yaml
 
 from axolotl_tspin import __version__
 from axolotl_tspin.config import TSpinConfig
-from axolotl_tspin.diagnostics.evaluation import TaskScore, harness_scores
-from axolotl_tspin.diagnostics.figures import run_figures
-from axolotl_tspin.diagnostics.findings import Finding, findings_of_run
-from axolotl_tspin.diagnostics.plots import PICTURES, RunData
+from axolotl_tspin.diagnostics.charts import charts_of
+from axolotl_tspin.diagnostics.findings import Finding
+from axolotl_tspin.diagnostics.run_data import RunData, read_run
+from axolotl_tspin.diagnostics.samples import Samples, samples_of_run
 from axolotl_tspin.diagnostics.status import dropped_text
 from axolotl_tspin.diagnostics.templates import template
+from axolotl_tspin.diagnostics.tiles import Tile, costs_of_run, tiles_of_run
 from axolotl_tspin.errors import TSpinError
-from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
+from axolotl_tspin.resolve.yaml_file import inspect_run, plain, read_keys
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.files import write_atomically
-from axolotl_tspin.run.public_names import data_without_credentials
+from axolotl_tspin.run.public_names import public_name, without_credentials
 from axolotl_tspin.run.tables import read_metadata
-from axolotl_tspin.run.triplets import iterate_triplets
+from axolotl_tspin.verdicts.verdict import Verdict, verdict_of
 
-SAMPLES = 3
-"""Number of prompts shown through all iterations (table 5 of the paper)."""
+CHARTS_OF_SIGNS = {
+    "annotated below synthetic": "gap",
+    "collapse": "policies",
+    "length explosion": "lengths",
+    "responses cut": "cut",
+    "saturated": "saturation",
+    "worse": "policies",
+}
+"""The chart that shows what a warning is about; an anchor's origin has none."""
 
 
-class SampledPrompt(NamedTuple):
-    """One prompt through the run; `synthetic` holds pairs (iteration that sampled it, text)."""
+class Warned(NamedTuple):
+    """Warnings of one sign.
 
-    row: int
-    prompt: str
-    annotated: str
-    proto_synthetic: str
-    synthetic: list[tuple[int, str]]
+    Attributes:
+        findings: the warnings, by iteration.
+        chart: the name of the chart concerned, if the page has it.
+        patch: YAML to try, if the remedy is a key.
+    """
+
+    sign: str
+    findings: list[Finding]
+    chart: str | None
+    patch: str | None
+
+
+class Line(NamedTuple):
+    """What an iteration came to: a verdict, or else what is known of it."""
+
+    iteration: int
+    verdict: Verdict | None
+    state: str
+
+
+class Trained(NamedTuple):
+    """The last trained policy: its folder in the run directory, and Python that loads it from
+    there; no snippet if the folder is gone."""
+
+    folder: str
+    snippet: str | None
 
 
 class RunReport(NamedTuple):
-    """A run's data for the template."""
+    """A run's part of the page."""
 
     data: RunData
-    path: str
-    iterations: int
-    findings: list[Finding]
-    samples: list[SampledPrompt]
-    settings: dict[str, Any]
+    folder: str
+    verdict: Verdict | None
+    lines: list[Line]
+    model: Trained | None
+    tiles: list[Tile]
+    costs: dict[str, str]
+    warned: list[Warned]
+    samples: Samples
+    settings: dict[str, str]
     provenance: dict[str, str]
-    scores: list[tuple[str, list[TaskScore]]]
 
 
-def write_report(configs: Sequence[Path], out: Path) -> list[Path]:
-    """Write the page and its pictures.
+def write_report(
+    configs: Sequence[Path], out: Path | None = None, *, reloads: bool = False
+) -> Path:
+    """Write the page.
 
     Args:
         configs: the runs' YAMLs, shown side by side.
-        out: the page; the pictures go into a folder next to it, `<stem>_figures`.
+        out: the page; by default `report.html`, in the run directory if there is one run, in the
+            current folder if there are several.
+        reloads: the page reads itself again every few seconds.
 
     Returns:
-        The files written.
+        The page's path.
 
     Raises:
-        TSpinError: a run has no trained iteration yet, or a YAML is named twice.
+        TSpinError: a run has not begun, or a YAML is named twice.
     """
-    runs = [
-        report_of_run(config, name) for config, name in zip(configs, _names(configs), strict=True)
-    ]
-    folder = out.with_name(f"{out.stem}_figures")
-    written = []
-    pictures: dict[str, str | None] = dict.fromkeys(PICTURES)
-    for name, draw in PICTURES.items():
-        png = draw([run.data for run in runs])
-        if png is not None:
-            path = folder / f"{name}.png"
-            write_atomically(path, partial(_write_bytes, png))
-            pictures[name] = base64.b64encode(png).decode()
-            written.append(path)
+    out = out or default_page(configs)
+    names = _names(configs)
+    runs = [read_run(config, name) for config, name in zip(configs, names, strict=True)]
+    charts = charts_of(runs)
     page = template("report.html.jinja").render(
-        runs=runs,
-        pictures=pictures,
+        runs=[report_of_run(data, {chart.name for chart in charts}) for data in runs],
+        charts=charts,
+        reloads=reloads,
         version=__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     write_atomically(out, lambda temporary: temporary.write_text(page, encoding="utf-8"))
-    return [out, *written]
+    return out
 
 
-def report_of_run(config_path: Path, name: str) -> RunReport:
-    """Read a run.
+def default_page(configs: Sequence[Path]) -> Path:
+    """The page's place where none is named."""
+    if len(configs) > 1:
+        return Path("report.html")
+    return inspect_run(read_keys(configs[0]))[1].path / "report.html"
 
-    Raises:
-        TSpinError: the run has no trained iteration yet.
+
+def report_of_run(data: RunData, charts: set[str]) -> RunReport:
+    """Collect a run's part of the page.
+
+    Args:
+        charts: names of the charts that are on the page.
     """
-    raw = read_yaml(config_path)
-    config, run = inspect_run(raw)
-    figures = run_figures(run, config)
-    if not figures:
-        raise TSpinError(
-            f"{config_path}: no iteration of the run in {run.path} is trained yet; there is "
-            "nothing to report"
-        )
-    numbers = [f.iteration for f in figures]
-    scores = {-1: harness_scores(run.path)} | {
-        t: harness_scores(run.iteration(t).path) for t in numbers
-    }
-    scores = {t: found for t, found in scores.items() if found}
-    logs = [run.iteration(t).training_log()[0] for t in numbers]
     return RunReport(
-        data=RunData(name, figures, logs, scores),
-        path=str(run.path),
-        iterations=config.iterations,
-        findings=findings_of_run(run, config),
-        samples=samples_of_run(run, numbers),
-        settings=shown_settings(raw, config),
-        provenance=provenance_of_run(run, numbers),
-        scores=[("initial" if t < 0 else f"after {t}", scores[t]) for t in sorted(scores)],
+        data=data,
+        folder=data.run.path.name,
+        verdict=verdict_of(data.whole) if data.whole else None,
+        lines=lines_of_run(data),
+        model=trained_model(data),
+        tiles=tiles_of_run(data),
+        costs=costs_of_run(data),
+        warned=grouped(data.findings, charts),
+        samples=samples_of_run(data.run, data.config, data.trained),
+        settings=shown_settings(data.raw, data.config),
+        provenance=provenance_of_run(data.run, range(data.trained)),
     )
 
 
-def samples_of_run(run: RunDirectory, iterations: Sequence[int]) -> list[SampledPrompt]:
-    """Read the same few prompts in every iteration's triplets."""
-    columns = ["prompt", "annotated", "proto_synthetic", "synthetic", "synthetic_iteration"]
-    by_iteration = [
-        list(islice(iterate_triplets(run.iteration(t).triplets("train"), columns), SAMPLES))
-        for t in iterations
+def lines_of_run(data: RunData) -> list[Line]:
+    """Say what each iteration came to, and how far the next one is."""
+    lines = [
+        Line(t, verdict_of(evidence) if evidence else None, "trained; nothing was measured")
+        for t, evidence in enumerate(data.evidences)
     ]
-    samples = []
-    for row, versions in enumerate(zip(*by_iteration, strict=True)):
-        first = versions[0]
-        # A prompt that was not selected keeps its response, which is shown once.
-        synthetic = dict.fromkeys((v["synthetic_iteration"], v["synthetic"]) for v in versions)
-        samples.append(
-            SampledPrompt(
-                row,
-                first["prompt"],
-                first["annotated"],
-                first["proto_synthetic"],
-                [pair for pair in synthetic if pair[0] > 0],
-            )
+    if data.trained < data.config.iterations:
+        _, progress = data.run.iteration(data.trained).training_log()
+        if progress:
+            state = "in training: {} of {} steps at its last checkpoint".format(*progress)
+        elif len(data.figures) > data.trained:
+            state = "sampled, not trained yet"
+        else:
+            state = "not sampled yet"
+        lines.append(Line(data.trained, None, state))
+    return lines
+
+
+def trained_model(data: RunData) -> Trained | None:
+    """Describe the last trained policy; None if there is none."""
+    if not data.trained:
+        return None
+    model = data.run.iteration(data.trained - 1).model
+    folder = model.relative_to(data.run.path).as_posix()
+    if not model.exists():
+        return Trained(folder, None)
+    of, name = (
+        ("peft", "AutoPeftModelForCausalLM")
+        if data.raw.get("adapter")
+        else ("transformers", "AutoModelForCausalLM")
+    )
+    imports = (
+        "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n"
+        if of == "peft"
+        else "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+    )
+    return Trained(
+        folder,
+        f'{imports}\nfolder = "{folder}"  # in the run directory, {data.run.path.name}\n'
+        f'model = {name}.from_pretrained(folder, dtype="auto")\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n",
+    )
+
+
+def grouped(findings: Sequence[Finding], charts: set[str]) -> list[Warned]:
+    """Group warnings by sign; of several remedies, the last iteration's counts."""
+    by_sign: dict[str, list[Finding]] = {}
+    for finding in sorted(findings, key=lambda f: f.iteration):
+        by_sign.setdefault(finding.sign, []).append(finding)
+    return [
+        Warned(
+            sign,
+            found,
+            chart if (chart := CHARTS_OF_SIGNS.get(sign)) in charts else None,
+            next(
+                (yaml.safe_dump(f.remedy, sort_keys=False) for f in reversed(found) if f.remedy),
+                None,
+            ),
         )
-    return samples
+        for sign, found in by_sign.items()
+    ]
 
 
-def shown_settings(raw: Any, config: TSpinConfig) -> dict[str, Any]:
-    """Collect the settings that decide a run's result, as YAML."""
+def shown_settings(raw: Mapping[str, Any], config: TSpinConfig) -> dict[str, str]:
+    """Collect the settings that decide a run's result, as YAML without this machine's paths and
+    without keys."""
     keys = (
         "base_model",
         "adapter",
         "datasets",
+        "test_datasets",
+        "val_set_size",
         "sequence_len",
         "chat_template",
         "micro_batch_size",
@@ -171,20 +234,37 @@ def shown_settings(raw: Any, config: TSpinConfig) -> dict[str, Any]:
     )
     block = config.model_dump(exclude_none=True, exclude={"resolved"})
     defaults = TSpinConfig().model_dump(exclude_none=True, exclude={"resolved"})
-    changed = {k: v for k, v in block.items() if k != "generation" and v != defaults[k]}
+    changed = {k: v for k, v in block.items() if k != "generation" and v != defaults.get(k)}
     generation = {
         k: v for k, v in block["generation"].items() if v != defaults["generation"].get(k)
     }
+    generation.pop("server_command", None)  # it may hold keys
+    if "python" in generation:
+        generation["python"] = public_name(generation["python"])
+    if "servers" in generation:
+        generation["servers"] = [without_credentials(url) for url in generation["servers"]]
     always = {name: block[name] for name in ("method", "alpha", "beta", "loss", "iterations")}
     sampling = {n: block["generation"][n] for n in ("backend", "temperature", "max_new_tokens")}
-    plain = raw.to_dict() if hasattr(raw, "to_dict") else dict(raw)
     shown = {"t_spin": always | changed | {"generation": sampling | generation}}
-    shown |= {key: plain[key] for key in keys if plain.get(key) is not None}
-    shown["datasets"] = data_without_credentials(shown.get("datasets"))
+    shown |= {key: plain(raw[key]) for key in keys if raw.get(key) is not None}
+    for key in ("base_model", "datasets", "test_datasets"):
+        if key in shown:
+            shown[key] = _public(shown[key])
     return {
         key: yaml.safe_dump(json.loads(json.dumps(value)), allow_unicode=True).removesuffix("...\n")
         for key, value in shown.items()
     }
+
+
+def _public(value: Any) -> Any:
+    """Shorten the names of files in `base_model`, or in `datasets:` or a part of it."""
+    if isinstance(value, str):
+        return public_name(value)
+    if isinstance(value, list):
+        return [_public(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {k: _public(v) if k in ("path", "data_files") else v for k, v in value.items()}
 
 
 def provenance_of_run(run: RunDirectory, iterations: Sequence[int]) -> dict[str, str]:
@@ -206,10 +286,6 @@ def provenance_of_run(run: RunDirectory, iterations: Sequence[int]) -> dict[str,
         )
     rows["versions"] = ", ".join(f"{k} {v}" for k, v in manifest["versions"].items())
     return rows
-
-
-def _write_bytes(content: bytes, path: Path) -> None:
-    path.write_bytes(content)
 
 
 def _names(configs: Sequence[Path]) -> list[str]:

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from axolotl.cli.config import load_cfg
-from axolotl.utils.logging import get_logger
 
 from axolotl_tspin.diagnostics.figures import keep_figures
+from axolotl_tspin.logs import get_logger
 from axolotl_tspin.resolve.loading import load_policy
 from axolotl_tspin.resolve.precision import new_adapter
 from axolotl_tspin.resolve.steps import prepare_generation

@@ -11,6 +11,8 @@ from axolotl_tspin.generation.blocks import rows_done
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.prompts import Prompts
 from axolotl_tspin.run.tables import read_metadata
+from axolotl_tspin.verdicts.evidence import evidence_of
+from axolotl_tspin.verdicts.verdict import verdict_of, verdict_on_iteration
 
 
 class IterationStatus(NamedTuple):
@@ -29,6 +31,8 @@ class IterationStatus(NamedTuple):
         gap: log π(y|x) − log π(y′|x) under the trained policy, the mean over the scored triplets.
         saturated: share of triplets without a gradient, as logged last.
         scores: scores of lm-evaluation-harness, by task.
+        verdict: verdict on the trained policy, against the one that the iteration started from.
+        verdict_since_start: verdict on it against the initial policy.
         warnings: texts of the warnings about the iteration.
     """
 
@@ -50,6 +54,8 @@ class IterationStatus(NamedTuple):
     gap: float | None
     saturated: float | None
     scores: dict[str, float]
+    verdict: dict[str, str] | None
+    verdict_since_start: dict[str, str] | None
     warnings: list[str]
 
 
@@ -60,10 +66,12 @@ def run_status(run: RunDirectory, config: TSpinConfig) -> list[IterationStatus]:
     untrained = run.iteration(due.iteration).triplets("train").exists() and due.step != "done"
     if untrained:
         findings += findings_of_sampling(run, due.iteration, config)
-    return [_status(run, number, findings) for number in range(due.iteration + 1)]
+    return [_status(run, number, config, findings) for number in range(due.iteration + 1)]
 
 
-def _status(run: RunDirectory, number: int, findings: list[Finding]) -> IterationStatus:
+def _status(
+    run: RunDirectory, number: int, config: TSpinConfig, findings: list[Finding]
+) -> IterationStatus:
     iteration = run.iteration(number)
     splits = run.splits()
     rows = sampled = tokens = 0
@@ -82,6 +90,8 @@ def _status(run: RunDirectory, number: int, findings: list[Finding]) -> Iteratio
     history, progress = iteration.training_log()
     done = iteration.trained_marker.exists()
     figures = read_figures(run, number) if done else None
+    verdict = verdict_on_iteration(run, number, config) if done else None
+    since_start = evidence_of(run, config, 0, number + 1) if done else None
     return IterationStatus(
         iteration=number,
         step=run.step_of(number).step,
@@ -101,6 +111,8 @@ def _status(run: RunDirectory, number: int, findings: list[Finding]) -> Iteratio
         gap=figures.policy.gap[0] if figures and figures.policy else None,
         saturated=_last(history, "saturation/both"),
         scores={score.task: score.value for score in harness_scores(iteration.path)},
+        verdict=verdict._asdict() if verdict else None,
+        verdict_since_start=verdict_of(since_start)._asdict() if since_start else None,
         warnings=[f.text for f in findings if f.iteration == number],
     )
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from support.commands import call, refused
 from support.data import conversations, write_jsonl
+from support.pages import parsed
 from support.runs import ROWS, T_SPIN, diagnosed_run, train_here, write_yaml
 
 from axolotl_tspin.diagnostics import findings
@@ -19,6 +20,7 @@ from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.logps import kept_scores
 from axolotl_tspin.run.tables import read_table
+from axolotl_tspin.verdicts.evidence import read_evidence
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +66,8 @@ def test_runs_are_reported_side_by_side(run, tmp_path):
     other = tmp_path / "other.yml"
     other.write_text(path.read_text())
     call("report", path, other, "--out", tmp_path / "both.html")
-    page = (tmp_path / "both.html").read_text()
-    assert "<b>run</b>" in page and "<b>other</b>" in page
+    page = parsed(tmp_path / "both.html")
+    assert [h.text for h in page.by_id("loss").find("h3")] == ["run", "other"]
     assert "named twice" in refused("report", path, path)
 
 
@@ -101,13 +103,15 @@ def test_a_high_beta_and_step_size_collapse_and_are_named(run, tmp_path):
     train_here(path)
     config, _ = settings(path)
     found = {f.sign: f.text for f in findings.findings_of_run(directory, config)}
-    figures, first = (read_figures(directory, t) for t in (1, 0))
-    before, after = (f.policy.logps_per_token["annotated"] for f in (first, figures))
-    assert f"fell from {before:.2f} to {after:.2f}" in found["collapse"]
+    evidence = read_evidence(directory, 1, config)
+    figure = evidence.figure("logps/annotated_per_token")
+    assert f"{figure.before:.3f} → {figure.after:.3f}" in found["collapse"]
     assert "(β = 3). Set `t_spin.beta` to 0.1" in found["collapse"]
-    low = findings.collapse(figures, first.policy, beta=0.1)
+    low = findings.harm(1, evidence, beta=0.1)
     assert "`learning_rate`" in low.text and "t_spin.beta" not in low.text
-    assert findings.collapse(first, figures.policy, beta=3.0) is None, "a rise is none"
+    figure.before, figure.after = figure.after, figure.before
+    figure.change, figure.low, figure.high = -figure.change, -figure.high, -figure.low
+    assert findings.harm(1, evidence, beta=3.0) is None, "a rise is none"
 
 
 def test_a_policy_that_no_longer_ends_its_turns_is_seen_in_the_next_iteration(run, tmp_path):
@@ -172,6 +176,6 @@ def test_spin_is_named_where_its_reward_and_likelihood_part(run):
     figures = read_figures(directory, 0)
     figures.policy.table = [[1, 7], [0, 2]]
     spin = config.model_copy(update={"method": "spin"})
-    text = findings.annotated_below_synthetic(figures, spin).text
+    text = findings.annotated_below_synthetic(figures, spin, None).text
     assert "7 triplets have the higher reward and yet the lower likelihood" in text
     assert "`t_spin.method: spin` rewards a response relative to a reference" in text

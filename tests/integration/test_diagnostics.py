@@ -2,12 +2,12 @@
 
 import json
 import math
-import re
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
-from support.commands import call, refused
+from support.commands import call
+from support.pages import parsed
 from support.policies import plain_logp
 from support.runs import ROWS, diagnosed_run
 from transformers import AutoModelForCausalLM
@@ -94,27 +94,17 @@ def test_status_shows_gap_saturation_and_warnings(run):
     assert "Warning (iteration 0)" in call("status", path)
 
 
-def test_the_report_is_one_page_with_its_pictures(run, tmp_path):
+def test_the_report_lies_in_the_run_directory(run):
     path, directory = run
-    out = tmp_path / "report.html"
-    assert "pictures in" in call("report", path, "--out", out)
-    page = out.read_text()
-    pictures = sorted(p.stem for p in (tmp_path / "report_figures").iterdir())
-    assert pictures == ["gap", "gradient_norms", "responses", "saturation", "training_curves"]
-    assert all(
-        p.read_bytes().startswith(b"\x89PNG") for p in (tmp_path / "report_figures").iterdir()
-    )
-    assert page.count("data:image/png;base64,") == 5
-    assert not re.search(r"""(src|href)=["'](?!data:|https://arxiv)""", page), "self-contained"
-    assert "&lt;|im_start|&gt;user" in page, "texts are escaped"
-    figures = read_figures(directory, 1)
-    assert f"{figures.policy.gap[0]:,.1f}".replace("-", "−") in page
-    assert directory.iteration(1).training_record()["policy"] in page
-    assert "responses cut" in page
-
-
-def test_a_run_without_a_trained_iteration_has_no_report(make_yaml):
-    assert "no iteration of the run" in refused("report", make_yaml())
+    assert call("report", path).strip() == str(directory.path / "report.html")
+    page = parsed(directory.path / "report.html")
+    assert "On 10 prompts trained on (the run holds none out)" in page.text
+    gap = read_figures(directory, 1).policy.gap[0]
+    assert f"{gap:,.1f}".replace("-", "−") in page.text
+    [cut] = [w for w in page.find(kind="warning") if w.find("b")[0].text == "responses cut"]
+    assert "iterations 0, 1" in cut.text and cut.find("a")[0].attributes["href"] == "#cut"
+    assert cut.find("pre")[0].text == "t_spin: generation: max_new_tokens: 24"
+    assert "held out" not in page.by_id("cut").text
 
 
 def test_the_model_card_replaces_axolotls(run):
