@@ -1,10 +1,6 @@
-"""`python -m axolotl_tspin …`: the commands of `axolotl t-spin`, for programs.
+"""`axolotl-tspin …` and `python -m axolotl_tspin …`: the commands of `axolotl t-spin`, without the
+logo and the start-up time of `axolotl`."""
 
-`axolotl` prints its logo to stdout before a plugin's command begins, and its loggers write there
-as well. Here they write to stderr, so stdout holds only a command's own output.
-"""
-
-import contextlib
 import sys
 
 from axolotl_tspin import need_axolotl
@@ -12,14 +8,12 @@ from axolotl_tspin import need_axolotl
 
 def main() -> None:
     try:
-        need_axolotl("`python -m axolotl_tspin`")
+        need_axolotl("`axolotl-tspin`")
     except ImportError as error:
         sys.exit(str(error))
-    with contextlib.redirect_stdout(sys.stderr):
-        import axolotl.cli  # noqa: F401  its loggers keep the stdout that they find on import
     from axolotl_tspin.commands import t_spin
 
-    t_spin(prog_name="python -m axolotl_tspin")
+    t_spin(prog_name="axolotl-tspin")
 
 
 if __name__ == "__main__":

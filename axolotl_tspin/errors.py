@@ -1,5 +1,7 @@
 """The errors that this package raises: bad input, and a step that failed."""
 
+from pathlib import Path
+
 
 class TSpinError(ValueError):
     """Bad input: the message names the file, row, column or key, and says what to do."""
@@ -26,13 +28,35 @@ class UntrainedRow(BadRow):
 
 
 class StepFailed(Exception):
-    """A step's command failed; its own error is in the output above.
+    """A step's command failed.
 
     Args:
         command: the command as a user would type it.
         status: its exit status, negative for a signal.
+        log: the file that has its output; None if its output is on the terminal.
     """
 
-    def __init__(self, command: str, status: int) -> None:
-        super().__init__(f"`{command}` failed with status {status}; its own error is above")
+    def __init__(self, command: str, status: int, log: Path | None = None) -> None:
+        place = f"all it printed is in {log}" if log else "its own error is above"
+        super().__init__(f"`{command}` failed with status {status}; {place}")
         self.status = status
+
+
+class Interrupted(Exception):
+    """The user or the system asked `run` to stop, and its step has ended.
+
+    Args:
+        signal: the signal's number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"interrupted by signal {signal}")
+        self.signal = signal
+
+
+class Unexpected(Exception):
+    """Any other error within a quiet command; its traceback is in the log file."""
+
+    def __init__(self, error: BaseException, log: Path) -> None:
+        text = " ".join(str(error).split()) or "no message"
+        super().__init__(f"{type(error).__name__}: {text} (its traceback is in {log})")

@@ -5,7 +5,8 @@ Imports stay inside the commands, because `axolotl --help` loads this package.
 
 import click
 
-from axolotl_tspin.commands.data import export, import_
+from axolotl_tspin import __version__
+from axolotl_tspin.commands.data import export, import_, schema
 from axolotl_tspin.commands.evaluating import lm_eval, reward_check
 from axolotl_tspin.commands.group import TSpinGroup
 from axolotl_tspin.commands.planning import plan
@@ -14,6 +15,7 @@ from axolotl_tspin.commands.watching import compare, report, status
 
 
 @click.group(name="t-spin", cls=TSpinGroup)
+@click.version_option(__version__, prog_name="axolotl-tspin")
 def t_spin() -> None:
     """T-SPIN: triplet-based self-play fine-tuning."""
 
@@ -29,5 +31,6 @@ for _command in (
     report,
     lm_eval,
     reward_check,
+    schema,
 ):
     t_spin.add_command(_command)

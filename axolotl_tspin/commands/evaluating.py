@@ -5,22 +5,29 @@ from pathlib import Path
 
 import click
 
-from axolotl_tspin.commands.group import AS_JSON, CONFIG, libraries_print_to_stderr
+from axolotl_tspin.commands.group import AS_JSON, CONFIG, VERBOSE
+from axolotl_tspin.commands.quiet import quiet
+from axolotl_tspin.errors import TSpinError
 
 
 @click.command(name="lm-eval")
 @CONFIG
-def lm_eval(config: Path) -> None:
+@VERBOSE
+def lm_eval(config: Path, verbose: bool) -> None:
     """Run CONFIG's `lm_eval_tasks` on the policies of its run that lack them.
 
     `run` does so after each iteration, unless the YAML has `lm_eval_post_train: false`.
     """
     from axolotl_tspin.commands.loop import evaluate_missing
-    from axolotl_tspin.resolve.yaml_file import read_yaml
+    from axolotl_tspin.resolve.yaml_file import read_keys
 
-    raw = read_yaml(config)
-    raw["lm_eval_post_train"] = True
-    done = evaluate_missing(raw)
+    raw = read_keys(config) | {"lm_eval_post_train": True}
+    if not raw.get("lm_eval_tasks"):
+        raise TSpinError(
+            f"{config} has no `lm_eval_tasks`; name some, such as `lm_eval_tasks: [gsm8k]`"
+        )
+    with quiet(config, verbose=verbose) as log:
+        done = evaluate_missing(raw, log)
     click.echo(f"{done} policies evaluated; see `axolotl t-spin status {config}`.")
 
 
@@ -40,6 +47,7 @@ def lm_eval(config: Path) -> None:
 )
 @click.option("--rows", type=click.IntRange(min=3), help="Only the first scored triplets.")
 @AS_JSON
+@VERBOSE
 def reward_check(
     config: Path,
     iteration: int | None,
@@ -48,6 +56,7 @@ def reward_check(
     scores: Path | None,
     rows: int | None,
     as_json: bool,
+    verbose: bool,
 ) -> None:
     """Correlate the training reward of CONFIG's run with an independent judge.
 
@@ -56,10 +65,10 @@ def reward_check(
     from rich.console import Console
     from rich.table import Table
 
-    from axolotl_tspin.diagnostics.judges import judge_of
-    from axolotl_tspin.diagnostics.reward_check import check_rewards
+    with quiet(config, verbose=verbose, as_json=as_json):
+        from axolotl_tspin.diagnostics.judges import judge_of
+        from axolotl_tspin.diagnostics.reward_check import check_rewards
 
-    with libraries_print_to_stderr(as_json):
         judge = judge_of(reward_model, answer, scores)
         checked = check_rewards(config, judge, iteration=iteration, rows=rows)
     if as_json:

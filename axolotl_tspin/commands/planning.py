@@ -1,13 +1,15 @@
 """`plan`: the work and the cost of a run."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from axolotl_tspin.commands.group import AS_JSON, CONFIG, libraries_print_to_stderr
-from axolotl_tspin.commands.numbers import amount, memory_size, seconds
+from axolotl_tspin.commands.group import AS_JSON, CONFIG, VERBOSE
+from axolotl_tspin.commands.numbers import amount, disk_size, duration, memory_size
+from axolotl_tspin.commands.quiet import quiet
 
 
 @click.command()
@@ -18,21 +20,30 @@ from axolotl_tspin.commands.numbers import amount, memory_size, seconds
     type=click.IntRange(min=1),
     help="Processes that train in data parallel. Default: the number of GPUs here, or 1.",
 )
-def plan(config: Path, as_json: bool, ranks: int | None) -> None:
+@VERBOSE
+def plan(config: Path, as_json: bool, ranks: int | None, verbose: bool) -> None:
     """Show what `run` would do for CONFIG, and its approximate cost, without doing it."""
-    import torch
     from rich.console import Console
 
-    from axolotl_tspin.planning.plan import plan_run
+    from axolotl_tspin.commands.status_tables import show
 
-    with libraries_print_to_stderr(as_json):
+    with quiet(config, verbose=verbose, as_json=as_json):
+        import torch
+
+        from axolotl_tspin.planning.plan import plan_run
+        from axolotl_tspin.resolve.key_names import warn_of_misspelt_keys
+        from axolotl_tspin.resolve.yaml_file import read_keys
+
+        warn_of_misspelt_keys(read_keys(config))
         planned = plan_run(config, ranks or torch.cuda.device_count() or 1)
     if as_json:
         click.echo(json.dumps(as_dict(planned), indent=2))
         return
     console = Console()
-    console.print(_work_table(config, planned))
-    console.print(_memory_table(planned.memory))
+    if planned.changes:
+        console.print(f"Changed {planned.changes}", markup=False, highlight=False, soft_wrap=True)
+    show(console, work_table(_about_the_work(planned), config, planned.iterations))
+    show(console, _memory_table(planned.memory))
 
 
 def as_dict(value: Any) -> Any:
@@ -44,63 +55,62 @@ def as_dict(value: Any) -> Any:
     return sorted(value) if isinstance(value, frozenset) else value
 
 
-def _work_table(config: Path, planned: Any) -> Any:
-    from rich import box
-    from rich.table import Table
+def work_table(about: str, config: Path, iterations: Sequence[Any]) -> Any:
+    """Make the table of the work that is left, 80 columns wide at most."""
+    from axolotl_tspin.commands.status_tables import table_of
 
-    lengths = planned.lengths
-    passes = planned.iterations[0].passes if planned.iterations else 0
-    table = Table(
-        title=f"What is left of {config}",
-        caption=f"{_rows(lengths)}; mean tokens: prompt {lengths.prompt:.0f}, annotated "
-        f"{lengths.annotated:.0f}, sampled {lengths.response:.0f} "
-        f"({'measured' if lengths.measured else 'at most: max_new_tokens'}). trained: tokens of "
-        "one pass over the triplets, the prompt in each of three rows; updates: of "
-        f"`num_epochs: {passes:g}` with {_ranks(planned.memory.setting.ranks)}; time: of one "
-        "sampling process, and of the training, as the trained iterations took; disk: without "
-        "checkpoints",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
+    shown = table_of(
+        f"What is left of {config}",
+        about,
+        ("t", "steps"),
+        ("responses", "tokens", "sampling", "trained", "updates", "training", "disk"),
     )
-    for name in ("t", "steps"):
-        table.add_column(name, no_wrap=True)
-    for name in ("responses", "tokens", "time", "trained", "updates", "time", "disk"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in planned.iterations:
-        table.add_row(
+    shown.table.padding = 0  # nine columns in 80 characters
+    for row in iterations:
+        shown.table.add_row(
             str(row.iteration),
             " → ".join(row.steps),
             amount(row.responses),
             amount(row.sampled_tokens),
-            seconds(row.sampling_seconds),
+            duration(row.sampling_seconds),
             amount(row.trained_tokens),
             amount(row.optimizer_steps),
-            seconds(row.training_seconds),
-            f"{row.disk / 1e9:.2f} GB",
+            duration(row.training_seconds),
+            disk_size(row.disk),
         )
-    return table
+    return shown
 
 
 def _memory_table(memory: Any) -> Any:
-    from rich import box
-    from rich.table import Table
+    from axolotl_tspin.commands.status_tables import table_of
 
     shape, setting, batch = memory.shape, memory.setting, memory.batch
-    parts = memory.estimate._asdict()
-    table = Table(
-        title=f"Memory of one rank in training: {setting.name}, {_ranks(setting.ranks)}",
-        caption=f"{amount(shape.parameters)} parameters, {amount(shape.trained)} trained; "
-        f"largest micro-batch: {amount(batch.tokens)} tokens ({memory.choice.layout}), responses "
-        "at their limit. buffers: for communication, and weights gathered at a time. In the "
-        "peak, gradients can take the place of activations. CUDA's own memory and fragmentation "
-        "come on top",
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
+    shown = table_of(
+        f"Memory of one rank in training: {setting.name}, {_ranks(setting.ranks)}",
+        f"{amount(shape.parameters)} parameters, {amount(shape.trained)} trained; largest "
+        f"micro-batch: {amount(batch.tokens)} tokens ({memory.choice.layout}), responses at their "
+        "limit. buffers: for communication, and weights gathered at a time. In the peak, gradients "
+        "can take the place of activations. CUDA's own memory and fragmentation come on top",
+        ("of",),
+        ("size",),
     )
-    for name in parts:
-        table.add_column("peak" if name == "total" else name, justify="right", no_wrap=True)
-    table.add_row(*map(memory_size, parts.values()))
-    return table
+    for name, size in memory.estimate._asdict().items():
+        shown.table.add_row("peak" if name == "total" else name, memory_size(size))
+    return shown
+
+
+def _about_the_work(planned: Any) -> str:
+    lengths = planned.lengths
+    passes = planned.iterations[0].passes if planned.iterations else 0
+    return (
+        f"{_rows(lengths)}; mean tokens: prompt {lengths.prompt:.0f}, annotated "
+        f"{lengths.annotated:.0f}, sampled {lengths.response:.0f} "
+        f"({'measured' if lengths.measured else 'at most: max_new_tokens'}). t: iteration; "
+        "trained: tokens of one pass over the triplets, the prompt in each of three rows; updates: "
+        f"of `num_epochs: {passes:g}` with {_ranks(planned.memory.setting.ranks)}; sampling, "
+        "training: time of one sampling process, and of the training, as the trained iterations "
+        "took; disk: without checkpoints"
+    )
 
 
 def _rows(lengths: Any) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from axolotl.prompt_tokenizers import DatasetWrappingStrategy
-from axolotl.utils.logging import get_logger
 from datasets import Dataset
 
 from axolotl_tspin.errors import BadRow, TSpinError, UntrainedRow
+from axolotl_tspin.logs import get_logger
 from axolotl_tspin.strategies.dropped import count_dropped
 from axolotl_tspin.strategies.encoding import Triplet
 from axolotl_tspin.strategies.lengths import ExcessLength, Fitted, fit_row

@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -36,14 +38,21 @@ from axolotl_tspin.run.triplets import RESPONSES_SCHEMA, Sources, assemble_tripl
 from axolotl_tspin.strategies.chat_encoding import ChatEncoder
 from axolotl_tspin.strategies.text_template import PAPER_TEMPLATE
 from axolotl_tspin.training.layout_choice import Choice
+from axolotl_tspin.verdicts.answers import is_right
 
 YAMLS = sorted((ROOT / "examples" / "yaml").glob("*.yml"))
 
 
-def test_the_word_problems_are_what_the_script_makes_and_their_answers_are_right():
-    spec = importlib.util.spec_from_file_location("maker", ROOT / "scripts/make_word_problems.py")
+def maker_of(name: str) -> ModuleType:
+    """The script that makes an example's data, as a module."""
+    spec = importlib.util.spec_from_file_location("maker", ROOT / "scripts" / f"make_{name}.py")
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
+    return maker
+
+
+def test_the_word_problems_are_what_the_script_makes_and_their_answers_are_right():
+    maker = maker_of("word_problems")
     rows = [json.loads(line) for line in WORD_PROBLEMS.read_text().splitlines()]
     assert rows == maker.make_rows(256, 7)
     for row in rows:
@@ -57,6 +66,20 @@ def test_the_word_problems_are_what_the_script_makes_and_their_answers_are_right
             result = {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}
             result["/"] = int(a) // int(b)
             assert int(right.split()[0]) == result[op]
+
+
+def test_the_calendar_notes_are_what_the_script_makes_and_their_entries_say_what_the_notes_say():
+    cfg = yaml.safe_load((ROOT / "examples/yaml/smollm2_quickstart.yml").read_text())
+    lines = (ROOT / cfg["datasets"][0]["path"]).read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert rows == maker_of("calendar_notes").make_rows(48, 7)
+    answer = re.compile(cfg["t_spin"]["answer"])
+    for row in rows:
+        note, entry = (message["content"] for message in row["messages"])
+        when, event, name, place = entry.split(" | ")
+        assert all(f" {word}" in note for word in (*when.split(), event, name, place))
+        assert is_right(answer, entry, entry)
+        assert not is_right(answer, entry, note) and not is_right(answer, entry, f"{entry}s")
 
 
 def test_there_are_the_examples_that_the_readme_names():

@@ -1,7 +1,9 @@
 """Correlations of the training reward with each kind of judge."""
 
+import functools
 import json
 import math
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,7 @@ from axolotl_tspin.generation.step import generate
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.logps import Scores, write_scores
 from axolotl_tspin.run.tables import read_table
+from axolotl_tspin.verdicts.answers import answer_of
 
 NAMES = ("annotated", "synthetic", "proto_synthetic")
 
@@ -88,9 +91,10 @@ def test_intervals_cover_the_true_correlation_and_narrow_with_more_prompts():
 
 def test_a_checkable_answer_is_compared_with_the_annotated_one():
     answer = Answer(r"#### (-?[0-9.,]+)")
-    assert answer.of("1,000 is no answer\n#### 1,234.") == "1234"
-    assert answer.of("#### 3\n#### 4") == "4", "the last one counts"
-    assert answer.of("none") is None
+    of = functools.partial(answer_of, re.compile(r"#### (-?[0-9.,]+)"))
+    assert of("1,000 is no answer\n#### 1,234.") == "1234"
+    assert of("#### 3\n#### 4") == "4", "the last one counts"
+    assert of("none") is None
     triplet = JudgedTriplet(0, "q", None, "so\n#### 72", "#### 72.", "#### 7")
     other = JudgedTriplet(1, "q", None, "no number", "#### 72", "#### 7")
     scores = answer([triplet, other])

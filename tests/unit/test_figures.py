@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from axolotl_tspin.diagnostics.diversity import distinct_n, repetition
 from axolotl_tspin.diagnostics.figures import Method, policy_figures
 from axolotl_tspin.run.logps import Scores
+from axolotl_tspin.verdicts.diversity import distinct_n, repetition
 
 
 def test_the_2_by_2_table_tells_reward_order_from_likelihood_order():
