@@ -42,6 +42,22 @@ def status(config: Path, as_json: bool) -> None:
     if rows and (text := dropped_text(rows[0].dropped)):
         console.print(text, markup=False, highlight=False)
     for row in rows:
+        if row.verdict:
+            console.print(
+                Text.assemble(
+                    (f"Iteration {row.iteration}", "bold"),
+                    ": {word}: {sentence}".format(**row.verdict),
+                )
+            )
+    since_start = [row.verdict_since_start for row in rows if row.verdict_since_start]
+    if since_start:
+        console.print(
+            Text.assemble(
+                ("Against the initial policy", "bold"),
+                ": {word}: {sentence}".format(**since_start[-1]),
+            )
+        )
+    for row in rows:
         for warning in row.warnings:
             console.print(
                 Text.assemble(("Warning", "bold"), f" (iteration {row.iteration}): {warning}")

@@ -23,7 +23,7 @@ class Progress:
     def __init__(self, total: int, done: int = 0) -> None:
         self._total = total
         self._done = self._start_done = done
-        self._tokens = 0
+        self._tokens = self._decoded = 0  # of finished batches, and of the one in work
         self._logged_rows: int | None = None
         self._started = self._logged = time.monotonic()
         self._console = console()
@@ -31,12 +31,12 @@ class Progress:
             TextColumn("sampling"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("rows  {task.fields[rate]:.0f} tokens/s "),
+            TextColumn("rows  {task.fields[tokens]:,} tokens  {task.fields[rate]:.0f}/s "),
             TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("sampling", total=total, completed=done, rate=0.0)
+        self._task = self._bar.add_task("sampling", total=total, completed=done, rate=0.0, tokens=0)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -51,22 +51,33 @@ class Progress:
         """Count a batch of sampled rows and their tokens."""
         self._done += rows
         self._tokens += tokens
-        self._bar.update(self._task, advance=rows, rate=self._rate())
+        self._decoded = 0
+        self._show(rows)
+
+    def decoded(self, tokens: int) -> None:
+        """Count tokens of the batch that is being sampled."""
+        self._decoded += tokens
+        self._show(0)
+
+    def _show(self, rows: int) -> None:
+        tokens = self._tokens + self._decoded
+        self._bar.update(self._task, advance=rows, rate=self._rate(), tokens=tokens)
         if not self._console.is_terminal and time.monotonic() - self._logged > SECONDS_BETWEEN_LOGS:
             self._log()
 
     def _rate(self) -> float:
-        return self._tokens / max(time.monotonic() - self._started, 1e-9)
+        return (self._tokens + self._decoded) / max(time.monotonic() - self._started, 1e-9)
 
     def _log(self) -> None:
         self._logged, self._logged_rows = time.monotonic(), self._done
         sampled = self._done - self._start_done
         elapsed = self._logged - self._started
-        left = (self._total - self._done) * elapsed / sampled if sampled else 0.0
+        left = (self._total - self._done) * elapsed / sampled if sampled else None
         LOG.info(
-            "T-SPIN: %s of %s rows sampled, %.0f tokens/s, %.0f s left",
+            "T-SPIN: %s of %s rows sampled, %s tokens, %.0f a second%s",
             self._done,
             self._total,
+            self._tokens + self._decoded,
             self._rate(),
-            left,
+            "" if left is None else f", {left:.0f} s left",
         )

@@ -235,6 +235,7 @@ def sample_split(split: SplitSampling, shard: Shard, load: Callable[[], tuple[En
         engine, tokenizer = load()
         since = time.monotonic()
         with Progress(total=total, done=done) as progress:
+            engine.on_tokens = progress.decoded
             for responses in engine.sample(groups(engine.group_size)):
                 by_block: dict[int, list[dict[str, Any]]] = {}
                 for response in responses:

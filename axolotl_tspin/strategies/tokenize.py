@@ -33,6 +33,9 @@ MOST_LISTED = 20
 LOOKED_AT = 64
 """Rows in which columns that are not used are looked for."""
 
+ROWS_PER_PROCESS = 4000
+"""A process takes longer to start than to encode fewer rows."""
+
 NOTHING = Triplet("", None, [0], [0], [0])
 """Stands for a row that is left out; lists that are empty would have no type in Arrow."""
 
@@ -97,7 +100,7 @@ class TripletDataset(DatasetWrappingStrategy):
             )
         if len(dataset) == 0:
             raise TSpinError(f"{self.source}: the data set is empty")
-        processes = min(process_count or 1, len(dataset))
+        processes = min(process_count or 1, len(dataset) // ROWS_PER_PROCESS)
         encoded = dataset.map(
             self._encode_batch,
             batched=True,

@@ -93,6 +93,7 @@ def shortened_yaml(device: str, sizes: Sizes) -> dict[str, Any]:
     keys = yaml.safe_load(block)
     keys["base_model"] = "model"
     keys["t_spin"]["iterations"] = 2
+    keys["t_spin"]["on_warning"] = "continue"  # random weights end no turn
     keys["t_spin"]["generation"]["max_new_tokens"] = sizes.new_tokens
     keys["datasets"][0] |= {"path": str(WORD_PROBLEMS), "split": f"train[:{sizes.rows}]"}
     keys["gradient_accumulation_steps"] = sizes.accumulation

@@ -11,7 +11,7 @@ def test_generate_train_generate(make_yaml, tmp_path):
     run = RunDirectory(tmp_path / "out")
     assert "Iteration 0: 8 responses sampled" in axolotl("t-spin", "generate", path).stdout
     assert (
-        "T-SPIN iteration 0 of 2 (beta 0.0)"
+        "T-SPIN iteration 0 of 0 to 1 (beta 0.0)"
         in axolotl("train", path, "--launcher", "python").stdout
     )
     assert len(losses(run, 0)) == 2

@@ -76,8 +76,8 @@ def test_the_calendar_notes_are_what_the_script_makes_and_their_entries_say_what
     answer = re.compile(cfg["t_spin"]["answer"])
     for row in rows:
         note, entry = (message["content"] for message in row["messages"])
-        when, event, name, place = entry.split(" | ")
-        assert all(f" {word}" in note for word in (*when.split(), event, name, place))
+        when, event = entry.split(" | ")
+        assert all(f" {word}" in note for word in (*when.split(), event))
         assert is_right(answer, entry, entry)
         assert not is_right(answer, entry, note) and not is_right(answer, entry, f"{entry}s")
 
@@ -151,8 +151,9 @@ def test_an_example_resolves_and_passes_axolotls_validation(path, tmp_path):
     assert not loses_small_steps(cfg)
     config, resolved = _settings(cfg)
     assert resolved.iteration == 0 and resolved.beta == 0.0
-    assert cfg.optimizer == "rmsprop" and cfg.warmup_ratio == 0.1 and cfg.weight_decay == 0.0
+    assert cfg.optimizer == "rmsprop" and cfg.weight_decay == 0.0
     if path.stem != "smollm2_quickstart":
+        assert cfg.warmup_ratio == 0.1
         assert (config.alpha, config.beta, config.iterations) == (1.0, 0.1, 5)
         assert cfg.sequence_len == (8192 if path.stem == "qwen3_reasoning" else 2048)
         ranks = RANKS[path.stem]

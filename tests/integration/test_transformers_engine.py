@@ -270,3 +270,18 @@ def test_families_with_windows_and_without_groups_are_decoded_as_their_logits_sa
                 assert policy(torch.tensor([ids])).logits[0, -1].argmax().item() == token
                 ids.append(token)
         assert response.ids
+
+
+def test_decoded_tokens_are_told_while_a_batch_is_in_work(monkeypatch):
+    monkeypatch.setattr(transformers_engine, "SEGMENT", 4)
+    engine = TransformersEngine(
+        tiny_llama(50), pad_token_id=0, sampling=GenerationConfig(), batch_size=3
+    )
+    told: list[int] = []
+    engine.on_tokens = told.append
+    requests = [Request(row, [5, 6 + row], 10, row, (-5,)) for row in range(3)]
+    batches = engine.sample([requests])
+    assert told == [], "nothing is decoded yet"
+    responses = next(batches)
+    assert told == [12, 12, 6]
+    assert sum(told) == sum(len(response.ids) for response in responses)

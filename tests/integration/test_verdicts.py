@@ -1,14 +1,18 @@
 """Every verdict, and every stop, from a real short run that deserves it."""
 
+import json
 import re
 import shutil
 
 import pytest
+from huggingface_hub import ModelCard
+from support.commands import call
 from support.fine_tuned import fine_tune, sums
 from support.runs import own_environment, train_here, write_yaml
 
 from axolotl_tspin.config import TSpinConfig
 from axolotl_tspin.diagnostics.findings import findings_of_run
+from axolotl_tspin.diagnostics.model_card import license_of, write_model_card
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.generation.step import generate
 from axolotl_tspin.resolve.yaml_file import inspect_run, read_yaml
@@ -86,6 +90,7 @@ def test_a_training_that_helps_is_better(make, policy_dir):
     evidence = read_evidence(run, 0, config)
     assert evidence.held_out and evidence.prompts == Prompts(run.prompts("test")).rows == 12
     figure = evidence.figure("logps/annotated_per_token")
+    assert "not known yet" in (run.iteration(0).model / "README.md").read_text()
     assert figure.before < figure.after and 0 < figure.low < figure.change < figure.high
     assert verdict_on_iteration(run, 0, config).word == "better"
     # What it writes is not known before it is sampled, and that is done once.
@@ -95,8 +100,19 @@ def test_a_training_that_helps_is_better(make, policy_dir):
     assert not run.iteration(1).triplets("train").exists()
     evidence = read_evidence(run, 0, config)
     assert evidence.is_sampled and evidence.figure("accuracy").after is not None
-    assert "accuracy" in verdict_on_run(run, config).sentence
+    verdict = verdict_on_run(run, config)
+    assert "accuracy" in verdict.sentence
     assert generate(path).generated == 0
+    # The commands, and the model's card.
+    (row,) = json.loads(call("status", path, "--json"))
+    assert row["verdict"] == row["verdict_since_start"] == verdict._asdict()
+    assert "Against the initial policy: better" in call("status", path)
+    write_model_card(run, 0, config)
+    card = ModelCard.load(run.iteration(0).model / "README.md")
+    assert f"**better**, {verdict.sentence}" in card.text
+    per_token, *rest = [r for r in card.data.eval_results if r.metric_type != "accuracy"]
+    assert per_token.metric_value == round(figure.after, 4) and not rest
+    assert card.data.license is None
 
 
 def test_tiny_steps_change_nothing(make):
@@ -168,3 +184,12 @@ def test_responses_that_are_the_annotated_ones_are_not_trained_on(make, expert):
 def test_they_are_trained_on_where_the_user_wants_it(make):
     run, _ = generated_and_trained(make(t_spin({"max_new_tokens": 1}, on_warning="continue")))
     assert run.iteration(0).trained_marker.exists()
+
+
+def test_the_licence_of_the_base_model_is_passed_on(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: gemma\n---\n# A model\n")
+    assert license_of(str(tmp_path)) == "gemma"
+    (tmp_path / "README.md").write_text("# A model\n")
+    assert license_of(str(tmp_path)) is None
+    assert license_of(str(tmp_path / "none")) is None
+    assert license_of("nobody/has-this") is None

@@ -35,6 +35,7 @@ CANNOT_HOLD = {
     "gradient_accumulation_steps": "as many triplets a step take too long; 2 stand in",
     "logging_steps": "three steps are not ten; each is logged",
     "t_spin.generation.max_new_tokens": "8 are enough",
+    "t_spin.on_warning": "a random model ends nothing within 8 tokens, and would not be trained",
     "t_spin.generation.backend": "vLLM needs a GPU; `transformers` stands in",
     "lora_mlp_kernel": "Axolotl switches Triton's kernels on by itself; they need a GPU",
     "lora_qkv_kernel": "likewise",
@@ -130,6 +131,7 @@ def stand_ins(recipe: Recipe, keys: dict[str, Any]) -> dict[str, Any]:
             "logging_steps": 1,
         }
     instead["t_spin.generation.max_new_tokens"] = 8
+    instead["t_spin.on_warning"] = "continue"
     if keys["t_spin"]["generation"].get("backend") == "vllm":
         instead["t_spin.generation.backend"] = "transformers"
     if keys.get("adapter"):

@@ -14,6 +14,7 @@ from support.data import CHATML, conversations
 from axolotl_tspin.config import ResolvedRun, TSpinConfig
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.strategies import DATASET_KEYS, STRATEGY_KEYS, chat_template, instruction, spin
+from axolotl_tspin.strategies.tokenize import ROWS_PER_PROCESS, TripletDataset
 from axolotl_tspin.triplets import from_row
 
 SYNTHETIC, PROTO = "I think 7.", "Maybe 9?"
@@ -530,3 +531,26 @@ def test_columns_that_look_like_content_and_are_not_used_are_named_once(tokenize
     template = {DATASET_KEYS["prompt_template"]: "{context}\n{prompt}\n"}
     encode(instruction, tokenizer, rows, ds_cfg=template)
     assert not [r for r in log.records if r.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("rows", [40, 2 * ROWS_PER_PROCESS])
+def test_small_data_is_encoded_in_this_process(tokenizer, rows):
+    here = []
+
+    class Noted(TripletDataset):
+        def _encode_batch(self, columns, indices):
+            here.append(len(indices))
+            return super()._encode_batch(columns, indices)
+
+    cfg = DictDefault(
+        {
+            "base_model": "p",
+            "sequence_len": 256,
+            "t_spin": {"resolved": {"task": "train", "initial_policy": "p", "run_dir": "r"}},
+        }
+    )
+    strategy = instruction.load(tokenizer, cfg, DictDefault({"path": "data.jsonl"}))
+    strategy.__class__ = Noted
+    data = Dataset.from_list([instruction_row()] * rows)
+    assert len(strategy.wrap_dataset(data, process_count=2)) == rows
+    assert sum(here) == (rows if rows == 40 else 0), "the others' lists are their own"

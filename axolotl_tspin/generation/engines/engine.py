@@ -1,6 +1,6 @@
 """Interface between the generation step and an engine."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple, Protocol
 
 
@@ -42,10 +42,13 @@ class Engine(Protocol):
         name: name and version, as recorded with each response.
         group_size: number of requests that are answered together. To get the same responses, the
             same requests must be asked together again.
+        on_tokens: called with numbers of decoded tokens while a group is answered, by engines whose
+            groups take long.
     """
 
     name: str
     group_size: int
+    on_tokens: Callable[[int], None] | None
 
     def sample(self, groups: Iterable[list[Request]]) -> Iterator[list[Response]]:
         """Yield responses in any order, as soon as they are there; equal groups get equal ones.

@@ -26,11 +26,10 @@ from axolotl_tspin.run.directory import Policy
 
 LOG = get_logger(__name__)
 
-LONGEST_PAUSE = 30.0
+LONGEST_PAUSE = 30.0  # seconds
 GARBAGE_ALLOWED = 3  # unreadable answers to one request before the engine gives up
 
-SECONDS_TO_RESTART = 1.0
-"""No server comes back with another model sooner than this."""
+SECONDS_TO_RESTART = 1.0  # no server comes back with another model sooner
 
 
 class ServerUnavailable(Exception):
@@ -60,7 +59,7 @@ class Server:
         self.in_flight = 0
         self.model: str | None = None  # None: not known, or to be asked again
         self.answered_at = 0.0
-        self.failures = 0  # since its last answer
+        self.failures = 0  # since then
         self.asked_again_at = 0.0  # until then, requests go to other servers
 
     def serves(self, model: str) -> None:
@@ -97,6 +96,7 @@ class ServerEngine:
 
     group_size = 1
     name = "server"
+    on_tokens: Callable[[int], None] | None = None
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Engine with transformers' batched generation, with the policy in this process."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -78,6 +78,7 @@ class TransformersEngine:
         precision: torch.dtype | None = None,
     ) -> None:
         self.group_size = batch_size
+        self.on_tokens: Callable[[int], None] | None = None
         self._model = model.eval()
         use_decoding_attention(model)
         self._pad_token_id = pad_token_id
@@ -144,6 +145,8 @@ class TransformersEngine:
                 return_dict_in_generate=True,
             )
             sequences, cache = output.sequences, output.past_key_values
+            if self.on_tokens:
+                self.on_tokens(len(alive) * (sequences.shape[1] - longest - made))
             if isinstance(cache, DynamicCache):
                 give_room(cache)
             staying = []

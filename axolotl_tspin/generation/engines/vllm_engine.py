@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class VllmEngine:
     """
 
     group_size = 1
+    on_tokens: Callable[[int], None] | None = None
 
     def __init__(self, settings: Mapping[str, Any], *, python: str, gpus: list[str | None]) -> None:
         self._answers: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
