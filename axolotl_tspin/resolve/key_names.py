@@ -33,13 +33,23 @@ def misspelt(keys: Iterable[str], known: Iterable[str]) -> list[tuple[str, str]]
 
 
 def _known(plugins: Iterable[str]) -> set[str]:
-    from axolotl.integrations.base import load_plugin
     from axolotl.utils.schemas.config import AxolotlInputConfig
 
     models = [AxolotlInputConfig]
     for plugin in plugins:
-        if arguments := load_plugin(plugin).get_input_args():
+        kind = _plugin_class(plugin)
+        # Axolotl makes the instance; a second one would do again what its constructor does.
+        if arguments := kind.__new__(kind).get_input_args():
             module, name = arguments.rsplit(".", 1)
             models.append(getattr(importlib.import_module(module), name))
     fields = {name: field for model in models for name, field in model.model_fields.items()}
     return {*fields, *(field.alias for field in fields.values() if field.alias)}
+
+
+def _plugin_class(plugin: str) -> type:
+    """Find a plugin as Axolotl does, which takes its own ones without `axolotl.integrations.`."""
+    module, name = plugin.rsplit(".", 1)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError:
+        return getattr(importlib.import_module(f"axolotl.integrations.{module}"), name)

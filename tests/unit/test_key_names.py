@@ -66,3 +66,20 @@ def test_a_forgotten_plugin_is_named(make_yaml, plugins, expected):
 @pytest.mark.parametrize("plugins", [[PLUGIN], ["a.B", "axolotl_tspin.plugin.plugin.TSpinPlugin"]])
 def test_a_plugin_that_is_there_is_found(make_yaml, plugins):
     assert read_keys(make_yaml(plugins=plugins))["plugins"] == plugins
+
+
+class CountedPlugin:
+    """A plugin whose constructor must run once, when Axolotl makes it."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        CountedPlugin.made += 1
+
+    def get_input_args(self) -> str:
+        return "axolotl_tspin.plugin.args.TSpinArgs"
+
+
+def test_looking_at_the_keys_makes_no_plugin():
+    warn_of_misspelt_keys({"plugins": [f"{__name__}.CountedPlugin", "liger.LigerPlugin"]})
+    assert CountedPlugin.made == 0
