@@ -46,7 +46,7 @@ def _known(plugins: Iterable[str]) -> set[str]:
     return {*fields, *(field.alias for field in fields.values() if field.alias)}
 
 
-def _plugin_class(plugin: str) -> type:
+def _plugin_class(plugin: str) -> Any:
     """Find a plugin as Axolotl does, which takes its own ones without `axolotl.integrations.`."""
     module, name = plugin.rsplit(".", 1)
     try:
