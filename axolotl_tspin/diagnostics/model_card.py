@@ -17,7 +17,7 @@ from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.files import write_atomically
 from axolotl_tspin.run.public_names import on_the_hub, public_name
 from axolotl_tspin.run.tables import read_metadata
-from axolotl_tspin.verdicts.evidence import Evidence, evidence_of
+from axolotl_tspin.verdicts.evidence import Evidence, evidence_since_start
 from axolotl_tspin.verdicts.verdict import PER_TOKEN, verdict_of
 
 TRAINING_KEYS = (
@@ -82,7 +82,7 @@ def model_card(run: RunDirectory, number: int, config: TSpinConfig) -> str:
     scores = {"initial": harness_scores(run.path)} | {
         f"iteration {t}": harness_scores(run.iteration(t).path) for t in range(number + 1)
     }
-    evidence = evidence_of(run, config, 0, number + 1) if is_trained else None
+    evidence = evidence_since_start(run, number + 1, config) if is_trained else None
     name = f"{base_model.split('/')[-1]}, {METHODS[method].split(' (')[0]} iteration {number}"
     metadata = ModelCardData(
         model_name=name,

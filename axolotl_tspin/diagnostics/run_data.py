@@ -10,7 +10,7 @@ from axolotl_tspin.diagnostics.findings import Finding, findings_of_run, finding
 from axolotl_tspin.errors import TSpinError
 from axolotl_tspin.resolve.yaml_file import inspect_run, read_keys
 from axolotl_tspin.run.directory import RunDirectory
-from axolotl_tspin.verdicts.evidence import Evidence, evidence_of, read_evidence
+from axolotl_tspin.verdicts.evidence import Evidence, evidence_since_start, read_evidence
 from axolotl_tspin.verdicts.verdict import trained_iterations
 
 
@@ -72,7 +72,7 @@ def read_run(config_path: Path, name: str) -> RunData:
         figures=figures,
         logs=[run.iteration(t).training_log()[0] for t in range(begun)],
         evidences=evidences,
-        whole=evidence_of(run, config, 0, trained) if trained > 1 else next(iter(evidences), None),
+        whole=evidence_since_start(run, trained, config),
         scores={number: found for number, found in scores.items() if found},
         findings=findings,
     )

@@ -11,7 +11,7 @@ from axolotl_tspin.generation.blocks import rows_done
 from axolotl_tspin.run.directory import RunDirectory
 from axolotl_tspin.run.prompts import Prompts
 from axolotl_tspin.run.tables import read_metadata
-from axolotl_tspin.verdicts.evidence import evidence_of
+from axolotl_tspin.verdicts.evidence import evidence_since_start
 from axolotl_tspin.verdicts.verdict import verdict_of, verdict_on_iteration
 
 
@@ -91,7 +91,7 @@ def _status(
     done = iteration.trained_marker.exists()
     figures = read_figures(run, number) if done else None
     verdict = verdict_on_iteration(run, number, config) if done else None
-    since_start = evidence_of(run, config, 0, number + 1) if done else None
+    since_start = evidence_since_start(run, number + 1, config) if done else None
     return IterationStatus(
         iteration=number,
         step=run.step_of(number).step,

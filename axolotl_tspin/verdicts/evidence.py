@@ -228,6 +228,14 @@ def read_evidence(run: RunDirectory, number: int, config: TSpinConfig) -> Eviden
         return evidence_of(run, config, number, number + 1)
 
 
+def evidence_since_start(run: RunDirectory, trained: int, config: TSpinConfig) -> Evidence | None:
+    """Compare the policy that was trained for `trained` iterations with the initial one; None for
+    0 iterations, and as for `evidence_of`."""
+    if trained <= 1:
+        return read_evidence(run, 0, config) if trained else None
+    return evidence_of(run, config, 0, trained)
+
+
 def triplet_count(run: RunDirectory, number: int, split: str) -> int:
     """Number of an iteration's triplets."""
     return int(read_metadata(run.iteration(number).triplets(split), verify=False)["rows"])

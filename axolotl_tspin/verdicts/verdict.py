@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from axolotl_tspin.config import TSpinConfig
 from axolotl_tspin.run.directory import RunDirectory
-from axolotl_tspin.verdicts.evidence import Evidence, Figure, evidence_of, read_evidence
+from axolotl_tspin.verdicts.evidence import Evidence, Figure, evidence_since_start, read_evidence
 
 Word = Literal["better", "unchanged", "worse", "collapsed", "nothing learned: saturated"]
 
@@ -141,8 +141,7 @@ def verdict_on_iteration(run: RunDirectory, number: int, config: TSpinConfig) ->
 
 def verdict_on_run(run: RunDirectory, config: TSpinConfig) -> Verdict | None:
     """Judge the last trained policy against the initial one; None if nothing was measured."""
-    trained = trained_iterations(run, config)
-    evidence = evidence_of(run, config, 0, trained) if trained else None
+    evidence = evidence_since_start(run, trained_iterations(run, config), config)
     return None if evidence is None else verdict_of(evidence)
 
 
